@@ -1,0 +1,50 @@
+# Shared by .ci/run and .ci/full.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export DEBIAN_FRONTEND=noninteractive PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+
+step() { printf '\n=== [%4d s] %s\n' "$SECONDS" "$*"; }
+
+packages() {
+  local missing=()
+  for package in "$@"; do
+    dpkg -s "$package" >/dev/null 2>&1 || missing+=("$package")
+  done
+  if ((${#missing[@]})); then
+    local root=()
+    ((EUID == 0)) || root=(sudo)
+    "${root[@]}" apt-get update -qq
+    "${root[@]}" apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+  fi
+}
+
+# A virtual environment with nothing but pip.
+fresh_venv() { python3 -m venv "$scratch/$1"; }
+
+# What a clone of the present state would hold.
+fresh_copy() {
+  mkdir -p "$scratch/$1"
+  git ls-files -co --exclude-standard -z | xargs -0 cp --parents -t "$scratch/$1"
+}
+
+# Runs a README block within the four minutes that the README promises.
+readme_block() {  # heading, virtual environment, folder
+  local block
+  block=$(python3 .ci/readme_block.py "$1")
+  (
+    cd "$3"
+    # shellcheck disable=SC1091
+    source "$scratch/$2/bin/activate"
+    timeout 240 bash -euo pipefail -c "$block"
+  )
+}
+
+preset() {  # name, further cmake arguments
+  local name=$1
+  shift
+  cmake --preset "$name" "$@" >"$scratch/$name.log" || { cat "$scratch/$name.log"; return 1; }
+  cmake --build "build/$name" -j"$(nproc)"
+  ctest --preset "$name" -j"$(nproc)" --no-tests=error
+}

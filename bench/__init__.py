@@ -1,0 +1,1 @@
+"""Benchmarks of gradstack against its peers: ``python -m bench``."""

@@ -1,0 +1,14 @@
+# The Python extension gradstack._core. It exports its init function and nothing else: the static
+# libstdc++ instantiations in it must never be picked up by another extension in the process.
+find_package(Python 3.11 REQUIRED COMPONENTS Interpreter Development.Module)
+find_package(pybind11 3.0 CONFIG REQUIRED)
+
+file(GLOB binding_sources CONFIGURE_DEPENDS cpp/bindings/*.cpp)
+pybind11_add_module(_core MODULE NO_EXTRAS ${binding_sources})
+target_compile_definitions(_core PRIVATE GRADSTACK_VERSION="${PROJECT_VERSION}")
+target_include_directories(_core PRIVATE ${PROJECT_SOURCE_DIR}/cpp/src)
+target_link_libraries(_core PRIVATE gradstack gradstack_options)
+target_link_options(_core PRIVATE
+  "LINKER:--version-script=${PROJECT_SOURCE_DIR}/cmake/exports.map" LINKER:--gc-sections)
+set_property(TARGET _core APPEND PROPERTY LINK_DEPENDS ${PROJECT_SOURCE_DIR}/cmake/exports.map)
+install(TARGETS _core LIBRARY DESTINATION gradstack COMPONENT python)

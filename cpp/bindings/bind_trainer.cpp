@@ -1,0 +1,168 @@
+#include <algorithm>
+#include <exception>
+
+#include "bind.hpp"
+#include "gradstack/registry.hpp"
+#include "gradstack/trainer.hpp"
+
+namespace gradstack::bindings {
+namespace {
+
+template <class T>
+std::shared_ptr<Optimizer<T>> make_optimizer(const std::string& rule, std::vector<double> hyper, Index n_params,
+                                             std::optional<double> clip_norm, std::optional<double> clip_value,
+                                             bool decay_bias) {
+  OptimizerOptions options;
+  const auto positive = [](std::optional<double> value, const char* name) {
+    if (value && !(*value > 0))
+      throw py::value_error(std::string(name) + ": got " + std::to_string(*value) + ", expected a number > 0");
+    return value.value_or(0.0);
+  };
+  options.clip_norm = positive(clip_norm, "clip_norm");
+  options.clip_value = positive(clip_value, "clip_value");
+  options.decay_bias = decay_bias;
+  return std::make_shared<Optimizer<T>>(rule, std::move(hyper), n_params, options);
+}
+
+// A view into memory that `owner` keeps alive.
+template <class S> py::array_t<S> view(std::vector<py::ssize_t> shape, S* data, const py::object& owner) {
+  return py::array_t<S>(std::move(shape), data, owner);
+}
+
+template <class T> class PyTrainer {
+ public:
+  PyTrainer(const std::shared_ptr<Graph>& graph, std::shared_ptr<Cost<T>> cost,
+            std::shared_ptr<Optimizer<T>> optimizer, const std::vector<std::string>& frozen)
+      : cost_(std::move(cost)),
+        trainer_(graph, active_kernels<T>(), cost_, std::move(optimizer), frozen_parameters(*graph, frozen)) {}
+
+  double step(const py::object& w, const std::vector<py::object>& xs, const py::object& y,
+              const py::object& sample_weight, double lr, int threads, bool train, std::uint64_t seed) {
+    T* weights = vector_view<T>(w, "w", trainer_.graph().n_params(), true);
+    const auto [batch, target] = make_batch(trainer_.graph(), xs, y, sample_weight, *cost_);
+    const py::gil_scoped_release release;
+    return trainer_.step(weights, batch, target, lr, threads, train, seed);
+  }
+
+  void begin(const py::object& w, const std::vector<py::object>& X, const py::object& y,
+             const py::object& sample_weight, Index batch_size, bool shuffle, std::uint64_t seed, int threads,
+             bool check_finite, bool allow_nonfinite_loss) {
+    T* weights = vector_view<T>(w, "w", trainer_.graph().n_params(), true);
+    const auto [data, target] = make_batch(trainer_.graph(), X, y, sample_weight, *cost_);
+    kept_ = py::make_tuple(w, X, y, sample_weight);  // the core reads them while it runs
+    FitOptions options;
+    options.batch_size = batch_size;
+    options.shuffle = shuffle;
+    options.seed = seed;
+    options.threads = threads;
+    options.check_finite = check_finite;
+    options.allow_non_finite = allow_nonfinite_loss;
+    trainer_.begin(weights, data, target, options);
+  }
+
+  std::vector<double> run(const py::array_t<double, py::array::c_style | py::array::forcecast>& lrs) {
+    std::exception_ptr signal;
+    // PyErr_CheckSignals runs Python's handlers; it does nothing outside the main thread.
+    const auto interrupted = [&signal] {
+      const py::gil_scoped_acquire gil;
+      if (PyErr_CheckSignals() == 0) return false;
+      signal = std::make_exception_ptr(py::error_already_set());
+      return true;
+    };
+    const double* rates = lrs.data();
+    const Index n = lrs.size();
+    try {
+      const py::gil_scoped_release release;
+      return trainer_.run(rates, n, interrupted);
+    } catch (const Interrupted&) {
+      std::rethrow_exception(signal);
+    }
+  }
+
+  py::dict position() const {
+    const Position& p = trainer_.position;
+    py::dict state;
+    state["epoch"] = p.epoch;
+    state["step_in_epoch"] = p.step_in_epoch;
+    state["step"] = p.step;
+    state["loss_sum"] = p.loss_sum;
+    state["weight_sum"] = p.weight_sum;
+    return state;
+  }
+
+  void seek(const py::dict& state) {
+    Position p;
+    p.epoch = state["epoch"].cast<std::int64_t>();
+    p.step_in_epoch = state["step_in_epoch"].cast<std::int64_t>();
+    p.step = state["step"].cast<std::int64_t>();
+    p.loss_sum = state["loss_sum"].cast<double>();
+    p.weight_sum = state["weight_sum"].cast<double>();
+    if (p.epoch < 0 || p.step < 0 || p.step_in_epoch < 0 || p.step_in_epoch >= trainer_.steps_per_epoch())
+      throw py::value_error("seek: the position lies outside the epoch");
+    trainer_.position = p;
+  }
+
+  const Trainer<T>& core() const { return trainer_; }
+
+ private:
+  static std::vector<char> frozen_parameters(const Graph& graph, const std::vector<std::string>& names) {
+    std::vector<char> frozen(graph.parameters().size(), 0);
+    for (const std::string& name : names) {
+      const auto& parameters = graph.parameters();
+      const auto found = std::find_if(parameters.begin(), parameters.end(),
+                                      [&](const Parameter& p) { return p.name == name; });
+      if (found == parameters.end()) throw py::value_error("frozen: the net has no parameter '" + name + "'");
+      frozen[static_cast<std::size_t>(found - parameters.begin())] = 1;
+    }
+    return frozen;
+  }
+
+  std::shared_ptr<Cost<T>> cost_;
+  Trainer<T> trainer_;
+  py::object kept_;
+};
+
+}  // namespace
+
+template <class T> void bind_trainer(py::module_& m) {
+  using py::arg;
+  using Opt = Optimizer<T>;
+  py::class_<Opt, std::shared_ptr<Opt>>(m, "Optimizer")
+      .def(py::init(&make_optimizer<T>), arg("rule"), arg("hyper"), arg("n_params"), py::kw_only(),
+           arg("clip_norm") = py::none(), arg("clip_value") = py::none(), arg("decay_bias") = true)
+      .def_property_readonly("state",
+                             [](py::object self) {
+                               Opt& o = self.cast<Opt&>();
+                               return view<T>({o.n_state(), o.n_params()}, o.state().data(), self);
+                             })
+      .def_property_readonly("scalars",
+                             [](py::object self) {
+                               Opt& o = self.cast<Opt&>();
+                               return view<double>({static_cast<py::ssize_t>(o.scalars().size())},
+                                                   o.scalars().data(), self);
+                             })
+      .def_readwrite("t", &Opt::steps);
+  using Tr = PyTrainer<T>;
+  py::class_<Tr>(m, "Trainer")
+      .def(py::init<const std::shared_ptr<Graph>&, std::shared_ptr<Cost<T>>, std::shared_ptr<Opt>,
+                    const std::vector<std::string>&>(),
+           arg("graph"), arg("cost"), arg("optimizer"), py::kw_only(), arg("frozen") = std::vector<std::string>{})
+      .def("step", &Tr::step, arg("w"), arg("xs"), arg("y"), arg("sample_weight"), arg("lr"), arg("threads") = 0,
+           arg("train") = true, arg("seed") = 0)
+      .def("begin", &Tr::begin, arg("w"), arg("X"), arg("y"), arg("sample_weight"), py::kw_only(),
+           arg("batch_size"), arg("shuffle"), arg("seed"), arg("threads"), arg("check_finite"),
+           arg("allow_nonfinite_loss"))
+      .def("run", &Tr::run, arg("lrs"))
+      .def_property_readonly("position", &Tr::position)
+      .def("seek", &Tr::seek, arg("position"))
+      .def_property_readonly("epoch", [](const Tr& t) { return t.core().position.epoch; })
+      .def_property_readonly("step_in_epoch", [](const Tr& t) { return t.core().position.step_in_epoch; })
+      .def_property_readonly("global_step", [](const Tr& t) { return t.core().position.step; })
+      .def_property_readonly("steps_per_epoch", [](const Tr& t) { return t.core().steps_per_epoch(); })
+      .def_property_readonly("last_loss", [](const Tr& t) { return t.core().last_loss; });
+}
+
+template void bind_trainer<float>(py::module_&);
+template void bind_trainer<double>(py::module_&);
+
+}  // namespace gradstack::bindings

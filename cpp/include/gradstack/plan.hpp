@@ -1,0 +1,127 @@
+// A graph compiled for a batch size, a dtype, a backend and a set of wanted results. All memory is
+// allocated here; running allocates nothing.
+//
+// Every member function that takes a Worker is SPMD: all workers of a team call it together.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "gradstack/arena.hpp"
+#include "gradstack/backend.hpp"
+#include "gradstack/graph.hpp"
+#include "gradstack/parallel.hpp"
+
+namespace gradstack {
+
+template <class T> class Block;
+template <class T> struct LinearSpec;
+template <class T> class Updater;
+
+// What one run works on. `dw` has the layout of w; null when no parameter gradient is wanted.
+template <class T> struct Run {
+  const T* w = nullptr;
+  T* dw = nullptr;
+  bool accumulate = false;        // dw += instead of dw =
+  bool train = false;             // dropout active
+  std::uint64_t seed = 0;         // dropout stream
+  std::int64_t step = 0;
+  Index first_sample = 0;         // position of the plan's first sample in the batch
+  const T* tangent_w = nullptr;   // direction of the parameters in jvp; null: zero
+  Updater<T>* updater = nullptr;  // set: parameters are updated as soon as their dw is complete
+  TeamError* error = nullptr;
+};
+
+// A per-sample variable of the graph: the output of one stage, [block][d][lanes].
+template <class T> struct Variable {
+  Index d = 0;
+  T* value = nullptr;
+  T* grad = nullptr;     // dC/dvalue; null when not wanted
+  T* tangent = nullptr;  // null unless planned for jvp
+  // The same values sample by sample, row stride ld_rows: the second operand of dW.
+  T* rows = nullptr;
+  Index ld_rows = 0;
+};
+
+struct PlanOptions {
+  Index batch = 1;
+  bool fuse = true;      // false: every stage keeps its own value and gradient
+  bool gradients = true; // allocate for backward
+  bool want_dx = false;  // gradients of the inputs
+  bool want_dw = true;   // gradients of the parameters
+  bool tangents = false; // allocate for jvp
+  std::vector<char> frozen;  // per parameter: its gradient is not wanted (empty: none)
+};
+
+template <class T> class Plan {
+ public:
+  Plan(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels, PlanOptions options);
+  ~Plan();
+  Plan(const Plan&) = delete;
+  Plan& operator=(const Plan&) = delete;
+
+  // The number of samples of the next run, 1..options.batch.
+  void set_count(Index count);
+  Index count() const { return count_; }
+  Index blocks() const { return (count_ + lanes_ - 1) / lanes_; }
+  Index lanes() const { return lanes_; }
+  Index block_samples(Index block) const;  // samples in a block: lanes except in the last one
+
+  // Input i of the next run is rows of `ld` values; they stay valid until the run has ended.
+  void bind_input(std::size_t i, const T* rows, Index ld);
+  // Plan-owned rows for input i, to be filled by the caller.
+  T* input_rows(std::size_t i);
+
+  void forward(const Run<T>& run, const Worker& worker);
+  // From the gradients of the outputs (`variable(output).grad`) to those of everything wanted.
+  void backward(const Run<T>& run, const Worker& worker);
+  // Tangents of all variables along `variable(input).tangent` and run.tangent_w; after forward.
+  void jvp(const Run<T>& run, const Worker& worker);
+
+  // The output of a stage. A view (reshape) is the variable that it views.
+  Variable<T>& variable(int stage) { return variables_[index(base_[index(stage)])]; }
+  const Variable<T>& variable(int stage) const { return variables_[index(base_[index(stage)])]; }
+  // Vector quantisation: the output is a Nearest block; its cost compares the prototype chosen (this
+  // variable) with the block's input. Null for every other graph.
+  Variable<T>* chosen_prototype() { return chosen_.get(); }
+
+  const Graph& graph() const { return *graph_; }
+  const Kernels<T>& kernels() const { return kernels_; }
+  const PlanOptions& options() const { return options_; }
+  // Some parameter belongs to two blocks: its gradient is complete only at the end of backward.
+  bool shares_parameters() const { return shares_parameters_; }
+
+ private:
+  static std::size_t index(int id) { return static_cast<std::size_t>(id); }
+  bool wants_dw(int parameter) const;
+  void find_uses();
+  void find_wanted_gradients();
+  void allocate();
+  void build_linear_specs();
+  void build_blocks();
+  std::unique_ptr<Block<T>> make_block(int stage, std::vector<char>& written,
+                                       std::vector<char>& parameter_written);
+
+  std::shared_ptr<const Graph> graph_;
+  const Kernels<T>& kernels_;
+  PlanOptions options_;
+  Index lanes_, count_;
+  Arena arena_;
+  std::vector<int> base_;             // per stage: itself, or the stage it is a view of
+  std::vector<int> uses_;             // per base: consumers, an output counting as one
+  std::vector<int> fused_pointwise_;  // per Linear: the pointwise stage fused into it, or -1
+  std::vector<char> fused_away_;      // per stage: runs as part of a Linear
+  std::vector<char> wants_grad_, needs_rows_;  // per base
+  std::vector<Variable<T>> variables_;
+  std::vector<std::unique_ptr<LinearSpec<T>>> linear_;  // per stage, null for other kinds
+  std::vector<std::unique_ptr<Block<T>>> blocks_;       // in order of execution
+  std::vector<T*> owned_rows_;                          // per input
+  std::unique_ptr<Variable<T>> chosen_;
+  bool shares_parameters_ = false;
+  bool has_masks_ = false;
+};
+
+extern template class Plan<float>;
+extern template class Plan<double>;
+
+}  // namespace gradstack

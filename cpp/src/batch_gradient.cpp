@@ -1,0 +1,187 @@
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "gradstack/objective.hpp"
+
+namespace gradstack {
+namespace {
+
+constexpr Index kSlots = 16;                  // gradient slots of the chunk schedule
+constexpr Index kChunkParameters = 1 << 16;   // above, slots would not stay in cache
+constexpr Index kChunkSamples = 64;
+constexpr Index kRange = 4096;                // parameters reduced per item of work
+constexpr double kPlanBytes = 1 << 28;        // activations of one plan: larger batches are cut
+constexpr double kFusedFlops = 1e9;           // longer steps keep the update apart: see run_tiles
+
+bool sees_whole_batch(const Graph& graph) {
+  return std::any_of(graph.stages().begin(), graph.stages().end(),
+                     [](const Stage& s) { return s.kind == Kind::Opaque; });
+}
+
+Index round_up(Index n, Index to) { return (n + to - 1) / to * to; }
+
+std::size_t at(Index i) { return static_cast<std::size_t>(i); }
+
+}  // namespace
+
+template <class T>
+BatchGradient<T>::BatchGradient(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels,
+                                std::shared_ptr<const Cost<T>> cost, TargetSpec target, Index batch,
+                                int workers, std::vector<char> frozen)
+    : graph_(std::move(graph)), kernels_(kernels), cost_(std::move(cost)), chunk_(batch),
+      chunked_(false), workers_(workers) {
+  Index features = 0;
+  for (const Stage& stage : graph_->stages()) features += size_of(stage.shape);
+  if (!sees_whole_batch(*graph_) && cost_->by_block()) {
+    chunked_ = batch >= 2 * kLanes && graph_->n_params() <= kChunkParameters;
+    const double bytes = 3.0 * static_cast<double>(features) * sizeof(T);
+    if (chunked_)
+      chunk_ = std::clamp(round_up((batch + kSlots - 1) / kSlots, kLanes), kLanes, kChunkSamples);
+    else if (bytes * static_cast<double>(batch) > kPlanBytes)
+      chunk_ = std::min(batch, std::max(Index{512}, static_cast<Index>(kPlanBytes / bytes) / kLanes * kLanes));
+  }
+  PlanOptions options;
+  options.batch = chunk_;
+  options.frozen = std::move(frozen);
+  for (int i = 0; i < (chunked_ ? workers_ : 1); ++i)
+    objectives_.push_back(std::make_unique<Objective<T>>(graph_, kernels_, options, cost_, target));
+  if (!chunked_) return;
+  slots_.assign(at(std::min(kSlots, (batch + chunk_ - 1) / chunk_)), std::vector<T>(at(graph_->n_params())));
+  slot_loss_.resize(slots_.size());
+  slot_bad_row_.resize(slots_.size());
+}
+
+template <class T> double BatchGradient<T>::flops(Index batch) const {
+  return 6.0 * static_cast<double>(graph_->n_params()) * static_cast<double>(batch);
+}
+
+template <class T>
+bool BatchGradient<T>::give_up(const Result& result, bool allow_non_finite) const {
+  return stopped_ || result.bad_row >= 0 || (!allow_non_finite && !std::isfinite(result.loss));
+}
+
+// All workers agree on whether the team was stopped: the leader looks, the others read after it.
+template <class T> void BatchGradient<T>::agree(const Run<T>& run, const Worker& worker) {
+  worker.sync();
+  if (worker.leader()) stopped_ = run.error && run.error->stopped();
+  worker.sync();
+}
+
+template <class T>
+typename BatchGradient<T>::Result BatchGradient<T>::run(const Run<T>& run, const Batch& batch,
+                                                        const Worker& worker, bool check_finite,
+                                                        bool allow_non_finite) {
+  const double weight = total_weight(*cost_, batch);
+  return chunked_ ? run_chunks(run, batch, worker, weight, check_finite, allow_non_finite)
+                  : run_tiles(run, batch, worker, weight, check_finite, allow_non_finite);
+}
+
+template <class T>
+typename BatchGradient<T>::Result BatchGradient<T>::run_tiles(const Run<T>& run, const Batch& batch,
+                                                              const Worker& worker, double weight,
+                                                              bool check_finite, bool allow_non_finite) {
+  Objective<T>& objective = *objectives_[0];
+  const bool mean = cost_->reduction() == Reduction::Mean;
+  const double unit = mean ? 1.0 / weight : cost_->sum_factor(objective.plan().variable(graph_->outputs()[0]).d);
+  // Updating a layer as soon as its gradient is known saves a pass over the parameters, but cannot
+  // be undone: only where nothing can stop the step after its first update, and the step is short.
+  const bool fused = run.updater && run.updater->fusable() && batch.count <= chunk_ &&
+                     !objective.plan().shares_parameters() && flops(batch.count) < kFusedFlops;
+  Result result;
+  result.weight = weight;
+  Run<T> part = run;
+  part.updater = fused ? run.updater : nullptr;
+  for (Index first = 0; first < batch.count; first += chunk_) {
+    if (worker.leader()) objective.select(batch, first, std::min(chunk_, batch.count - first), unit);
+    worker.sync();
+    part.first_sample = run.first_sample + first;
+    part.accumulate = run.accumulate || first > 0;
+    objective.load(batch, worker, check_finite);
+    objective.evaluate(part, worker);
+    result.loss += objective.weighted_loss() * unit;
+    result.bad_row = std::max(result.bad_row, objective.bad_row());
+    if (run.error) agree(run, worker);
+    if (give_up(result, allow_non_finite)) return result;
+    objective.backward(part, fused ? worker.unstoppable() : worker);
+  }
+  if (run.updater && !fused) {
+    if (run.error) agree(run, worker);
+    if (give_up(result, allow_non_finite)) return result;
+    run.updater->apply_all(worker.unstoppable(), run.dw);
+  }
+  result.updated = run.updater != nullptr;
+  return result;
+}
+
+template <class T>
+typename BatchGradient<T>::Result BatchGradient<T>::run_chunks(const Run<T>& run, const Batch& batch,
+                                                               const Worker& worker, double weight,
+                                                               bool check_finite, bool allow_non_finite) {
+  const bool mean = cost_->reduction() == Reduction::Mean;
+  const Index d = objectives_[0]->plan().variable(graph_->outputs()[0]).d;
+  const double unit = mean ? 1.0 / weight : cost_->sum_factor(d);
+  const Index chunks = (batch.count + chunk_ - 1) / chunk_;
+  const Index slots = std::min(static_cast<Index>(slots_.size()), chunks);
+  Objective<T>& objective = *objectives_[at(worker.id)];
+  const Worker alone = worker.alone();
+  worker.for_each(slots, [&](Index slot) {
+    const Index begin = slot * chunks / slots, end = (slot + 1) * chunks / slots;
+    Run<T> part = run;
+    part.updater = nullptr;
+    part.dw = slots_[at(slot)].data();
+    slot_loss_[at(slot)] = 0;
+    slot_bad_row_[at(slot)] = -1;
+    for (Index chunk = begin; chunk < end; ++chunk) {
+      const Index first = chunk * chunk_;
+      objective.select(batch, first, std::min(chunk_, batch.count - first), unit);
+      part.first_sample = run.first_sample + first;
+      part.accumulate = chunk > begin;
+      objective.load(batch, alone, check_finite);
+      objective.evaluate(part, alone);
+      slot_loss_[at(slot)] += objective.weighted_loss() * unit;
+      slot_bad_row_[at(slot)] = std::max(slot_bad_row_[at(slot)], objective.bad_row());
+      objective.backward(part, alone);
+    }
+  });
+  worker.sync();
+  Result result;
+  result.weight = weight;
+  for (Index slot = 0; slot < slots; ++slot) {
+    result.loss += slot_loss_[at(slot)];
+    result.bad_row = std::max(result.bad_row, slot_bad_row_[at(slot)]);
+  }
+  if (run.error) agree(run, worker);
+  if (give_up(result, allow_non_finite)) return result;
+  const Worker finisher = worker.unstoppable();
+  if (run.updater && run.updater->fusable()) {
+    finisher.for_each(run.updater->pieces(), [&](Index piece) {
+      Index begin, n;
+      run.updater->piece_range(piece, &begin, &n);
+      reduce_slots(run.dw, begin, n, slots, run.accumulate);
+      run.updater->apply_piece(piece, run.dw);
+    });
+    finisher.sync();
+  } else {
+    const Index n = graph_->n_params();
+    finisher.for_each((n + kRange - 1) / kRange, [&](Index i) {
+      reduce_slots(run.dw, i * kRange, std::min(kRange, n - i * kRange), slots, run.accumulate);
+    });
+    finisher.sync();
+    if (run.updater) run.updater->apply_all(finisher, run.dw);
+  }
+  result.updated = run.updater != nullptr;
+  return result;
+}
+
+template <class T>
+void BatchGradient<T>::reduce_slots(T* dw, Index begin, Index n, Index slots, bool accumulate) const {
+  Index slot = 0;
+  if (!accumulate) std::memcpy(dw + begin, slots_[at(slot++)].data() + begin, at(n) * sizeof(T));
+  for (; slot < slots; ++slot) kernels_.add(n, dw + begin, slots_[at(slot)].data() + begin, dw + begin);
+}
+
+template class BatchGradient<float>;
+template class BatchGradient<double>;
+
+}  // namespace gradstack

@@ -1,0 +1,141 @@
+// The microkernel of all matrix products: a tile of C held in registers, fed by broadcast elements
+// of A and vectors of B.
+#pragma once
+
+#include "simd.hpp"
+
+namespace gradstack {
+inline namespace GRADSTACK_UNIT {
+
+// kRows x kVecs accumulators, kVecs vectors of B and one broadcast must fit the register file, and
+// there must be enough independent accumulators (8 to 10) to cover the latency of the FMA.
+struct Tile {
+#if defined(__AVX512F__) || defined(__aarch64__)
+  static constexpr int kRegisters = 32;
+#else
+  static constexpr int kRegisters = 16;
+#endif
+  static constexpr int kVecs = kRegisters == 32 && kVecBytes == 16 ? 4 : 2;
+  static constexpr int kRows = kRegisters == 32 && kVecs == 2 ? 12 : 6;
+};
+
+// What all tiles of one sweep have in common: strides and the length of the sum.
+struct TileStrides {
+  Index k, segments;
+  Index a_row, a_col, a_seg;
+  Index ldb, b_seg;
+  Index ldc;
+};
+
+enum class TileInit { kZero, kBias, kAccumulate };
+
+template <bool kPartial, class T> GS_INLINE Vec<T> load_columns(const T* p, Index tail) {
+  if constexpr (kPartial) {
+    return Vec<T>::load_partial(p, tail);
+  } else {
+    return Vec<T>::load(p);
+  }
+}
+
+// C[kRows][kVecs vectors] of one tile; the last vector has `tail` columns when kPartial. Either the
+// elements of a row of A are neighbours (kAlongK, a_col = 1), or those of a column (a_row = 1).
+template <class T, int kRows, int kVecs, bool kPartial, bool kAlongK>
+void tile(const TileStrides& s, const T* a, const T* b, T* c, Index tail, TileInit init,
+          const T* bias) {
+  using V = Vec<T>;
+  V sum[kRows][kVecs];
+  if (init == TileInit::kAccumulate) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) {
+        const T* from = c + r * s.ldc + v * V::size;
+        sum[r][v] = v == kVecs - 1 ? load_columns<kPartial>(from, tail) : V::load(from);
+      }
+    }
+  } else {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      // The stores at the end would otherwise wait for their cache lines.
+      __builtin_prefetch(c + r * s.ldc, 1);
+      const V start = init == TileInit::kBias ? V(bias[r]) : V(T(0));
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) sum[r][v] = start;
+    }
+  }
+
+  for (Index g = 0; g < s.segments; ++g) {
+    const T* b_k = b + g * s.b_seg;
+    const T* a_k = a + g * s.a_seg;
+    // Every third row has a pointer and the two after it are one and two strides away: x86
+    // addresses all of them without further arithmetic, and twelve rows need four registers.
+    constexpr int kBases = kAlongK ? (kRows + 2) / 3 : 1;
+    const T* base[kBases];
+#pragma GCC unroll 4
+    for (int r = 0; r < kBases; ++r) base[r] = a_k + 3 * r * s.a_row;
+#pragma GCC unroll 4
+    for (Index k = 0; k < s.k; ++k) {
+      V b_row[kVecs];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) {
+        const T* from = b_k + v * V::size;
+        b_row[v] = v == kVecs - 1 ? load_columns<kPartial>(from, tail) : V::load(from);
+      }
+      b_k += s.ldb;
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const V a_rk(kAlongK ? base[r / 3][(r % 3) * s.a_row + k] : base[0][r]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecs; ++v) sum[r][v] = fma(a_rk, b_row[v], sum[r][v]);
+      }
+      if constexpr (!kAlongK) base[0] += s.a_col;
+    }
+  }
+
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) {
+      T* to = c + r * s.ldc + v * V::size;
+      if (kPartial && v == kVecs - 1) {
+        sum[r][v].store_partial(to, tail);
+      } else {
+        sum[r][v].store(to);
+      }
+    }
+  }
+}
+
+template <class T>
+using TileFunction = void (*)(const TileStrides&, const T*, const T*, T*, Index, TileInit,
+                              const T*);
+
+// The microkernels of every tile height and width, with whole and with partial last vectors.
+template <class T> struct TileTable {
+  // [along k][rows - 1][vectors - 1][partial]
+  TileFunction<T> entry[2][Tile::kRows][Tile::kVecs][2];
+
+  constexpr TileTable() : entry{} { fill_rows<Tile::kRows>(); }
+
+ private:
+  template <int kRows> constexpr void fill_rows() {
+    if constexpr (kRows > 0) {
+      fill_vecs<kRows, Tile::kVecs>();
+      fill_rows<kRows - 1>();
+    }
+  }
+  template <int kRows, int kVecs> constexpr void fill_vecs() {
+    if constexpr (kVecs > 0) {
+      entry[0][kRows - 1][kVecs - 1][0] = tile<T, kRows, kVecs, false, false>;
+      entry[0][kRows - 1][kVecs - 1][1] = tile<T, kRows, kVecs, true, false>;
+      entry[1][kRows - 1][kVecs - 1][0] = tile<T, kRows, kVecs, false, true>;
+      entry[1][kRows - 1][kVecs - 1][1] = tile<T, kRows, kVecs, true, true>;
+      fill_vecs<kRows, kVecs - 1>();
+    }
+  }
+};
+
+template <class T> inline constexpr TileTable<T> kTiles{};
+
+}  // namespace GRADSTACK_UNIT
+}  // namespace gradstack

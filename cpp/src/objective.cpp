@@ -1,0 +1,188 @@
+#include "gradstack/objective.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace gradstack {
+namespace {
+
+std::size_t at(Index i) { return static_cast<std::size_t>(i); }
+
+}  // namespace
+
+template <class T> double total_weight(const Cost<T>& cost, const Batch& batch) {
+  if (!batch.weight.data && !cost.weighs_classes()) return static_cast<double>(batch.count);
+  double total = 0;
+  for (Index i = 0; i < batch.count; ++i) {
+    T weight = 1;
+    if (batch.weight.data) gather_row(batch.weight, batch.row(i), &weight);
+    const double n = batch.labels ? cost.normaliser(label_at(batch.y, batch.row(i))) : 1.0;
+    total += static_cast<double>(weight) * n;
+  }
+  return total;
+}
+
+template double total_weight(const Cost<float>&, const Batch&);
+template double total_weight(const Cost<double>&, const Batch&);
+
+template <class T>
+Objective<T>::Objective(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels,
+                        PlanOptions options, std::shared_ptr<const Cost<T>> cost, TargetSpec target)
+    : cost_(std::move(cost)), target_(target), plan_(std::move(graph), kernels, std::move(options)),
+      output_(plan_.graph().outputs()[0]), direct_(plan_.graph().inputs().size(), 0) {
+  const Index samples = plan_.blocks() * plan_.lanes();
+  targets_ = arena_.allocate<T>(samples * target_.dy);
+  target_rows_ = arena_.allocate<T>(samples * target_.dy);
+  weights_ = arena_.allocate<T>(samples);
+  scales_ = arena_.allocate<T>(samples);
+  losses_ = arena_.allocate<T>(samples);
+  labels_ = arena_.allocate<std::int64_t>(samples);
+  if (!cost_->by_block()) {
+    rows_ybar_ = arena_.allocate<T>(samples * plan_.variable(output_).d);
+    rows_grad_ = arena_.allocate<T>(samples * plan_.variable(output_).d);
+  }
+  block_loss_.resize(at(plan_.blocks()));
+  block_bad_row_.resize(at(plan_.blocks()));
+  for (std::size_t i = 0; i < direct_.size(); ++i) plan_.input_rows(i);
+}
+
+template <class T>
+void Objective<T>::select(const Batch& batch, Index first, Index count, double scale) {
+  plan_.set_count(count);
+  first_ = first;
+  scale_ = scale;
+  for (std::size_t i = 0; i < direct_.size(); ++i) {
+    const RowSource& x = batch.x[i];
+    direct_[i] = !batch.index && is_native<T>(x);
+    if (direct_[i])
+      plan_.bind_input(i, reinterpret_cast<const T*>(x.data + batch.row(first) * x.row_stride),
+                       x.row_stride / static_cast<Index>(sizeof(T)));
+    else
+      plan_.bind_input(i, plan_.input_rows(i), x.cols);
+  }
+}
+
+template <class T>
+void Objective<T>::load(const Batch& batch, const Worker& worker, bool check_finite) {
+  worker.for_each(plan_.blocks(), [&](Index block) { load_block(batch, block, check_finite); });
+}
+
+template <class T>
+void Objective<T>::load_block(const Batch& batch, Index block, bool check_finite) {
+  const Index lanes = plan_.lanes(), begin = block * lanes, n = plan_.block_samples(block);
+  block_bad_row_[at(block)] = -1;
+  const auto check = [&](const RowSource& source, Index row) {
+    if (check_finite && first_non_finite<T>(source, row, row + 1) >= 0) block_bad_row_[at(block)] = row;
+  };
+  for (Index i = begin; i < begin + n; ++i) {
+    const Index row = batch.row(first_ + i);
+    for (std::size_t k = 0; k < direct_.size(); ++k) {
+      check(batch.x[k], row);
+      if (!direct_[k]) gather_row(batch.x[k], row, plan_.input_rows(k) + i * batch.x[k].cols);
+    }
+    if (batch.y.data && !batch.labels) check(batch.y, row);
+    T weight = 1;
+    if (batch.weight.data) gather_row(batch.weight, row, &weight);
+    weights_[i] = weight;
+    scales_[i] = static_cast<T>(static_cast<double>(weight) * scale_);
+  }
+  // Padding lanes: no weight, so neither loss nor gradient.
+  for (Index i = begin + n; i < begin + lanes; ++i) weights_[i] = scales_[i] = 0;
+  if (batch.y.data) load_targets(batch, block);
+}
+
+template <class T> void Objective<T>::load_targets(const Batch& batch, Index block) {
+  const Index lanes = plan_.lanes(), begin = block * lanes, n = plan_.block_samples(block);
+  for (Index i = begin; i < begin + n; ++i) {
+    const Index row = batch.row(first_ + i);
+    if (target_.labels)
+      labels_[i] = label_at(batch.y, row);
+    else
+      gather_row(batch.y, row, target_rows_ + i * target_.dy);
+  }
+  if (target_.labels)
+    std::fill(labels_ + begin + n, labels_ + begin + lanes, labels_[begin + n - 1]);
+  else
+    plan_.kernels().rows_to_block(n, target_.dy, lanes, target_rows_ + begin * target_.dy, target_.dy,
+                                  targets_ + begin * target_.dy);
+}
+
+template <class T> void Objective<T>::evaluate(const Run<T>& run, const Worker& worker) {
+  plan_.forward(run, worker);
+  const Index lanes = plan_.lanes();
+  Variable<T>* ybar = &plan_.variable(output_);
+  const T* y = targets_;
+  Index dy = target_.dy;
+  if (Variable<T>* prototype = plan_.chosen_prototype()) {
+    ybar = prototype;
+    y = plan_.variable(plan_.graph().stage(output_).in[0]).value;
+    dy = ybar->d;
+  }
+  if (!cost_->by_block()) {
+    if (worker.leader()) evaluate_rows(run);
+    worker.sync();
+  }
+  worker.for_each(plan_.blocks(), [&](Index block) {
+    const Index begin = block * lanes;
+    if (cost_->by_block()) {
+      CostArgs<T> args;
+      args.d = ybar->d;
+      args.dy = dy;
+      args.lanes = lanes;
+      args.ybar = ybar->value + begin * ybar->d;
+      args.y = target_.labels || dy == 0 ? nullptr : y + begin * dy;
+      args.label = target_.labels ? labels_ + begin : nullptr;
+      args.scale = scales_ + begin;
+      args.loss = losses_ + begin;
+      args.grad = ybar->grad ? ybar->grad + begin * ybar->d : nullptr;
+      cost_->block(plan_.kernels(), args);
+    }
+    double sum = 0;
+    for (Index i = begin; i < begin + plan_.block_samples(block); ++i)
+      if (weights_[i] != T(0)) sum += static_cast<double>(weights_[i]) * static_cast<double>(losses_[i]);
+    block_loss_[at(block)] = sum;
+  });
+  worker.sync();
+}
+
+// A user's cost sees the rows of the whole batch at once.
+template <class T> void Objective<T>::evaluate_rows(const Run<T>& run) {
+  if (run.error && run.error->stopped()) return;
+  const Variable<T>& ybar = plan_.variable(output_);
+  const Index lanes = plan_.lanes(), d = ybar.d;
+  for (Index b = 0; b < plan_.blocks(); ++b)
+    plan_.kernels().block_to_rows(plan_.block_samples(b), d, lanes, ybar.value + b * lanes * d,
+                                  rows_ybar_ + b * lanes * d, d, false);
+  try {
+    cost_->rows(plan_.count(), d, rows_ybar_, target_.dy, target_rows_, target_.labels ? labels_ : nullptr,
+                losses_, ybar.grad ? rows_grad_ : nullptr);
+  } catch (...) {
+    if (!run.error) throw;
+    run.error->capture();
+    return;
+  }
+  if (!ybar.grad) return;
+  for (Index b = 0; b < plan_.blocks(); ++b)
+    for (Index l = 0; l < lanes; ++l)
+      for (Index j = 0; j < d; ++j) {
+        const Index i = b * lanes + l;
+        ybar.grad[(b * d + j) * lanes + l] = i < plan_.count() ? rows_grad_[i * d + j] * scales_[i] : T(0);
+      }
+}
+
+template <class T> double Objective<T>::weighted_loss() const {
+  double sum = 0;
+  for (Index b = 0; b < plan_.blocks(); ++b) sum += block_loss_[at(b)];
+  return sum;
+}
+
+template <class T> Index Objective<T>::bad_row() const {
+  for (Index b = 0; b < plan_.blocks(); ++b)
+    if (block_bad_row_[at(b)] >= 0) return block_bad_row_[at(b)];
+  return -1;
+}
+
+template class Objective<float>;
+template class Objective<double>;
+
+}  // namespace gradstack

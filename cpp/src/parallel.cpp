@@ -1,0 +1,138 @@
+#include "gradstack/parallel.hpp"
+
+#include <omp.h>
+#include <pthread.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace gradstack {
+namespace {
+
+// A child of fork() has none of its parent's worker threads, and the OpenMP runtime does not know.
+std::atomic<bool> forked{false};
+
+const int atfork_registered = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
+
+void relax() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+int cgroup_cpus() {
+  long quota = -1, period = 0;
+  if (std::FILE* file = std::fopen("/sys/fs/cgroup/cpu.max", "r")) {
+    if (std::fscanf(file, "%ld %ld", &quota, &period) != 2) quota = -1;
+    std::fclose(file);
+  }
+  if (quota <= 0 || period <= 0) return 0;
+  return std::max(1, static_cast<int>(std::ceil(static_cast<double>(quota) / static_cast<double>(period))));
+}
+
+constexpr int kSpins = 2000;           // about 50 us of pauses: longer than any phase should differ
+constexpr double kThreadFlops = 3e6;   // below this a second thread costs more than it brings
+
+}  // namespace
+
+void Barrier::wait(int count) {
+  const int generation = generation_.load(std::memory_order_acquire);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == count - 1) {
+    arrived_.store(0, std::memory_order_relaxed);
+    generation_.store(generation + 1, std::memory_order_release);
+    return;
+  }
+  for (int spin = 0; generation_.load(std::memory_order_acquire) == generation; ++spin) {
+    if (spin < kSpins)
+      relax();
+    else
+      sched_yield();
+  }
+}
+
+void TeamError::capture() noexcept {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  if (!first_) first_ = std::current_exception();
+  stop();
+}
+
+void TeamError::rethrow() {
+  if (first_) std::rethrow_exception(first_);
+}
+
+Poll::Poll(std::function<bool()> interrupted, TeamError& error)
+    : interrupted_(std::move(interrupted)), error_(error),
+      next_(Clock::now() + std::chrono::milliseconds(50)) {}
+
+void Poll::check() {
+  countdown_ = kTicks;
+  const Clock::time_point now = Clock::now();
+  if (now < next_ || error_.stopped()) return;
+  if (interrupted_ && interrupted_()) error_.stop();
+  next_ = now + std::chrono::milliseconds(50);
+}
+
+namespace {
+
+#if defined(__x86_64__)
+constexpr std::uint64_t kFlush = 0x8040;  // FTZ | DAZ
+std::uint64_t float_mode() { return _mm_getcsr(); }
+void set_float_mode(std::uint64_t mode) { _mm_setcsr(static_cast<unsigned>(mode)); }
+#elif defined(__aarch64__)
+constexpr std::uint64_t kFlush = std::uint64_t{1} << 24;  // FZ
+std::uint64_t float_mode() {
+  std::uint64_t mode;
+  asm volatile("mrs %0, fpcr" : "=r"(mode));
+  return mode;
+}
+void set_float_mode(std::uint64_t mode) { asm volatile("msr fpcr, %0" : : "r"(mode)); }
+#else
+constexpr std::uint64_t kFlush = 0;
+std::uint64_t float_mode() { return 0; }
+void set_float_mode(std::uint64_t) {}
+#endif
+
+}  // namespace
+
+FlushDenormals::FlushDenormals() : saved_(float_mode()) { set_float_mode(saved_ | kFlush); }
+FlushDenormals::~FlushDenormals() { set_float_mode(saved_); }
+
+DefaultFloats::DefaultFloats() : saved_(float_mode()) { set_float_mode(saved_ & ~kFlush); }
+DefaultFloats::~DefaultFloats() { set_float_mode(saved_); }
+
+void run_team(int threads, void (*body)(void*, const Worker&), void* context) {
+  if (threads <= 1 || forked.load()) {
+    const FlushDenormals flush;
+    body(context, Worker{});
+    return;
+  }
+  Barrier barrier;
+#pragma omp parallel num_threads(threads)
+  {
+    const FlushDenormals flush;
+    body(context, Worker{omp_get_thread_num(), omp_get_num_threads(), &barrier, nullptr, nullptr});
+  }
+}
+
+int max_threads() {
+  if (forked.load()) return 1;
+  static const int quota = cgroup_cpus();
+  const int wanted = std::min(omp_get_max_threads(), omp_get_num_procs());
+  return std::max(1, quota > 0 ? std::min(wanted, quota) : wanted);
+}
+
+int threads_for(double flops, int requested) {
+  if (requested > 0) return requested;
+  if (flops < 2 * kThreadFlops) return 1;
+  return std::min(max_threads(), static_cast<int>(flops / kThreadFlops));
+}
+
+}  // namespace gradstack

@@ -1,0 +1,266 @@
+#include "gradstack/plan.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "blocks/block.hpp"
+
+namespace gradstack {
+
+template <class T>
+Plan<T>::Plan(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels, PlanOptions options)
+    : graph_(std::move(graph)), kernels_(kernels), options_(std::move(options)),
+      lanes_(options_.batch == 1 ? 1 : kLanes), count_(options_.batch) {
+  if (options_.batch < 1) throw std::invalid_argument("batch: expected at least one sample");
+  options_.frozen.resize(graph_->parameters().size(), 0);
+  find_uses();
+  find_wanted_gradients();
+  allocate();
+  build_linear_specs();
+  build_blocks();
+}
+
+template <class T> Plan<T>::~Plan() = default;
+
+template <class T> void Plan<T>::set_count(Index count) {
+  if (count < 1 || count > options_.batch)
+    throw std::invalid_argument("count: got " + std::to_string(count) + ", expected 1.." +
+                                std::to_string(options_.batch));
+  count_ = count;
+}
+
+template <class T> Index Plan<T>::block_samples(Index block) const {
+  return std::min(lanes_, count_ - block * lanes_);
+}
+
+template <class T> bool Plan<T>::wants_dw(int parameter) const {
+  return parameter >= 0 && options_.gradients && options_.want_dw && !options_.frozen[index(parameter)];
+}
+
+// Resolves views and counts consumers. A Linear consumed by one pointwise block alone is fused with it.
+template <class T> void Plan<T>::find_uses() {
+  const auto& stages = graph_->stages();
+  std::vector<int> parameter_uses(graph_->parameters().size(), 0);
+  base_.resize(stages.size());
+  uses_.assign(stages.size(), 0);
+  fused_pointwise_.assign(stages.size(), -1);
+  fused_away_.assign(stages.size(), 0);
+  for (std::size_t i = 0; i < stages.size(); ++i) {
+    const Stage& stage = stages[i];
+    has_masks_ = has_masks_ || stage.mask || stage.kind == Kind::Nearest;
+    base_[i] = stage.kind == Kind::Reshape ? base_[index(stage.in[0])] : static_cast<int>(i);
+    if (stage.kind == Kind::Reshape) continue;
+    for (int input : stage.in) ++uses_[index(base_[index(input)])];
+    if (stage.weight_id >= 0) ++parameter_uses[index(stage.weight_id)];
+    if (stage.bias_id >= 0) ++parameter_uses[index(stage.bias_id)];
+  }
+  for (int output : graph_->outputs()) ++uses_[index(base_[index(output)])];
+  shares_parameters_ = std::any_of(parameter_uses.begin(), parameter_uses.end(), [](int n) { return n > 1; });
+  if (!options_.fuse) return;
+  for (std::size_t i = 0; i < stages.size(); ++i) {
+    if (stages[i].kind != Kind::Pointwise) continue;
+    const std::size_t below = index(base_[index(stages[i].in[0])]);
+    if (stages[below].kind != Kind::Linear || uses_[below] != 1) continue;
+    fused_pointwise_[below] = static_cast<int>(i);
+    fused_away_[i] = 1;
+  }
+}
+
+// A gradient is computed only if it leads to an input or a parameter that wants one.
+template <class T> void Plan<T>::find_wanted_gradients() {
+  const auto& stages = graph_->stages();
+  wants_grad_.assign(stages.size(), 0);
+  needs_rows_.assign(stages.size(), 0);
+  if (!options_.gradients) return;
+  for (std::size_t i = 0; i < stages.size(); ++i) {
+    const Stage& stage = stages[i];
+    bool wants = stage.kind == Kind::Input && options_.want_dx;
+    wants = wants || wants_dw(stage.weight_id) || wants_dw(stage.bias_id);
+    for (int input : stage.in) wants = wants || wants_grad_[index(base_[index(input)])];
+    wants_grad_[i] = wants;
+    if (stage.kind == Kind::Linear && wants_dw(stage.weight_id))
+      needs_rows_[index(base_[index(stage.in[0])])] = 1;
+  }
+  for (int output : graph_->outputs()) wants_grad_[index(base_[index(output)])] = 1;
+}
+
+template <class T> void Plan<T>::allocate() {
+  const auto& stages = graph_->stages();
+  const Index samples = blocks() * lanes_;
+  variables_.resize(stages.size());
+  owned_rows_.assign(graph_->inputs().size(), nullptr);
+  // Backwards, so that a fused Linear finds the buffers of its pointwise block: they share one
+  // gradient (dC/ds overwrites dC/dz), and one value where h' is had from z.
+  for (std::size_t i = stages.size(); i-- > 0;) {
+    Variable<T>& v = variables_[i];
+    v.d = size_of(stages[i].shape);
+    if (base_[i] != static_cast<int>(i)) continue;
+    if (const int fused = fused_pointwise_[i]; fused >= 0) {
+      const Variable<T>& z = variables_[index(fused)];
+      const bool overwrite_s = !options_.gradients || kernels_.pointwise[graph_->stage(fused).op_id].has_d1_from_z;
+      v.value = overwrite_s && !options_.tangents ? z.value : arena_.allocate<T>(samples * v.d);
+      v.grad = z.grad;
+      v.tangent = z.tangent;
+      continue;
+    }
+    v.value = arena_.allocate<T>(samples * v.d);
+    if (wants_grad_[i]) v.grad = arena_.allocate<T>(samples * v.d);
+    if (options_.tangents) v.tangent = arena_.allocate<T>(samples * v.d);
+    if (needs_rows_[i] && stages[i].kind != Kind::Input) {
+      v.rows = lanes_ == 1 ? v.value : arena_.allocate<T>(samples * v.d);
+      v.ld_rows = v.d;
+    }
+  }
+}
+
+template <class T> void Plan<T>::build_linear_specs() {
+  const auto& stages = graph_->stages();
+  linear_.resize(stages.size());
+  std::vector<char> rows_made(stages.size(), 0);
+  for (std::size_t i = 0; i < stages.size(); ++i) {
+    const Stage& stage = stages[i];
+    if (stage.kind != Kind::Linear) continue;
+    linear_[i] = std::make_unique<LinearSpec<T>>();
+    LinearSpec<T>& spec = *linear_[i];
+    const std::size_t in = index(base_[index(stage.in[0])]);
+    const int fused = fused_pointwise_[i];
+    spec.in.v = &variables_[in];
+    spec.s = spec.out = &variables_[i];
+    if (fused >= 0) {
+      spec.out = &variables_[index(fused)];
+      spec.fused = {graph_->stage(fused).op_id, graph_->stage(fused).params.data()};
+      spec.keeps_s = spec.s->value != spec.out->value;
+    }
+    spec.weight = &graph_->parameter(stage.weight_id);
+    spec.weight_id = stage.weight_id;
+    spec.want_dw = wants_dw(stage.weight_id);
+    if (stage.bias_id >= 0) {
+      spec.bias = &graph_->parameter(stage.bias_id);
+      spec.bias_id = stage.bias_id;
+      spec.want_db = wants_dw(stage.bias_id);
+    }
+    spec.mask = stage.mask.get();
+    spec.make_rows = spec.want_dw && lanes_ > 1 && stages[in].kind != Kind::Input && !rows_made[in];
+    rows_made[in] = rows_made[in] || spec.make_rows;
+    // The sole consumer of a fused pair multiplies by h' while its tile of dZ is in cache.
+    if (stages[in].kind == Kind::Pointwise && fused_away_[in] && uses_[in] == 1 && variables_[in].grad) {
+      LinearSpec<T>& below = *linear_[index(base_[index(stages[in].in[0])])];
+      spec.producer = &below;
+      below.consumer_applies_derivative = true;
+    }
+  }
+}
+
+template <class T> void Plan<T>::build_blocks() {
+  const auto& stages = graph_->stages();
+  // In the order of backward the first to write a gradient overwrites, the others add. Outputs are
+  // written first, by the cost.
+  std::vector<char> written(stages.size(), 0), parameter_written(graph_->parameters().size(), 0);
+  for (int output : graph_->outputs()) written[index(base_[index(output)])] = 1;
+  const int last = graph_->outputs()[0];
+  if (options_.gradients && graph_->outputs().size() == 1 && graph_->stage(base_[index(last)]).kind == Kind::Nearest) {
+    const Stage& nearest = graph_->stage(base_[index(last)]);
+    chosen_ = std::make_unique<Variable<T>>();
+    chosen_->d = graph_->parameter(nearest.weight_id).shape[1];
+    chosen_->value = arena_.allocate<T>(blocks() * lanes_ * chosen_->d);
+    chosen_->grad = arena_.allocate<T>(blocks() * lanes_ * chosen_->d);
+  }
+  for (std::size_t i = stages.size(); i-- > 0;)
+    if (auto block = make_block(static_cast<int>(i), written, parameter_written))
+      blocks_.push_back(std::move(block));
+  std::reverse(blocks_.begin(), blocks_.end());
+}
+
+template <class T>
+std::unique_ptr<Block<T>> Plan<T>::make_block(int id, std::vector<char>& written,
+                                              std::vector<char>& parameter_written) {
+  const Stage& stage = graph_->stage(id);
+  if (stage.kind == Kind::Input || stage.kind == Kind::Reshape || fused_away_[index(id)]) return nullptr;
+  const Geometry<T> geometry{this, &kernels_};
+  Variable<T>* out = &variables_[index(id)];
+  std::vector<In<T>> in;
+  for (int input : stage.in) {
+    const std::size_t base = index(base_[index(input)]);
+    in.push_back({&variables_[base], written[base] != 0});
+    written[base] = 1;
+  }
+  const auto writes_again = [&](int parameter) {
+    if (parameter < 0) return false;
+    const bool again = parameter_written[index(parameter)] != 0;
+    parameter_written[index(parameter)] = 1;
+    return again;
+  };
+  switch (stage.kind) {
+    case Kind::Linear: {
+      LinearSpec<T>& spec = *linear_[index(id)];
+      spec.in = in[0];
+      spec.accumulate_dw = writes_again(stage.weight_id);
+      spec.accumulate_db = writes_again(stage.bias_id);
+      return make_linear<T>(geometry, &spec, arena_);
+    }
+    case Kind::Pointwise: return make_pointwise<T>(geometry, in[0], out, {stage.op_id, stage.params.data()});
+    case Kind::Concat: return make_concat<T>(geometry, in, out);
+    case Kind::Slice: return make_slice<T>(geometry, in[0], stage.begin, out);
+    case Kind::Softmax: case Kind::LogSoftmax:
+      return make_softmax<T>(geometry, in[0], out, stage.kind == Kind::LogSoftmax, arena_);
+    case Kind::Dropout: return make_dropout<T>(geometry, in[0], out, stage.rate, id);
+    case Kind::Nearest:
+      return make_nearest<T>(geometry, in[0], out, chosen_.get(), &graph_->parameter(stage.weight_id),
+                             stage.weight_id, wants_dw(stage.weight_id), writes_again(stage.weight_id), arena_);
+    case Kind::Opaque: return make_opaque<T>(geometry, in[0], out, stage.opaque.get(), arena_);
+    default: return make_binary<T>(geometry, stage.kind, in[0], in[1], out);
+  }
+}
+
+template <class T> void Plan<T>::bind_input(std::size_t i, const T* rows, Index ld) {
+  Variable<T>& v = variables_[index(graph_->inputs()[i])];
+  v.rows = const_cast<T*>(rows);  // only read: nothing writes an input's values
+  v.ld_rows = ld;
+  if (lanes_ == 1) v.value = v.rows;
+}
+
+template <class T> T* Plan<T>::input_rows(std::size_t i) {
+  const Variable<T>& v = variables_[index(graph_->inputs()[i])];
+  if (!owned_rows_[i]) owned_rows_[i] = arena_.allocate<T>(options_.batch * v.d);
+  return owned_rows_[i];
+}
+
+template <class T> void Plan<T>::forward(const Run<T>& run, const Worker& worker) {
+  if (lanes_ > 1) {
+    for (int input : graph_->inputs()) {
+      const Variable<T>& v = variables_[index(input)];
+      worker.for_each(blocks(), [&](Index b) {
+        kernels_.rows_to_block(block_samples(b), v.d, lanes_, v.rows + b * lanes_ * v.ld_rows, v.ld_rows,
+                               v.value + b * v.d * lanes_);
+      });
+    }
+  }
+  if (has_masks_)
+    for (const auto& block : blocks_) block->prepare(run, worker);
+  worker.sync();
+  for (const auto& block : blocks_) {
+    block->forward(run, worker);
+    worker.sync();
+  }
+}
+
+template <class T> void Plan<T>::backward(const Run<T>& run, const Worker& worker) {
+  for (std::size_t i = blocks_.size(); i-- > 0;) {
+    blocks_[i]->backward_data(run, worker);
+    worker.sync();
+    if (run.dw) blocks_[i]->backward_weights(run, worker);
+  }
+  worker.sync();
+}
+
+template <class T> void Plan<T>::jvp(const Run<T>& run, const Worker& worker) {
+  for (const auto& block : blocks_) {
+    block->jvp(run, worker);
+    worker.sync();
+  }
+}
+
+template class Plan<float>;
+template class Plan<double>;
+
+}  // namespace gradstack

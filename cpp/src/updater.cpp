@@ -1,0 +1,157 @@
+#include "gradstack/updater.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+namespace gradstack {
+namespace {
+
+constexpr Index kPiece = 4096;  // values updated per call: a few cache pages, enough to share out
+constexpr Index kMaskedPart = 256;
+
+// Position of a rule's weight decay among its hyperparameters, or -1.
+int weight_decay_index(int rule) {
+  const UpdateInfo& info = rule_info(rule);
+  for (int i = 0; i < info.n_hyper; ++i)
+    if (same_name(info.hyper[i].name, "weight_decay")) return i;
+  return -1;
+}
+
+}  // namespace
+
+template <class T>
+Optimizer<T>::Optimizer(const std::string& rule, std::vector<double> hyper, Index n_params,
+                        OptimizerOptions options)
+    : rule_(find_rule(rule.c_str())), hyper_(std::move(hyper)), n_params_(n_params), options_(options) {
+  if (rule_ < 0) throw std::invalid_argument("rule: '" + rule + "' is not an update rule");
+  const UpdateInfo& info = rule_info(rule_);
+  if (static_cast<int>(hyper_.size()) != info.n_hyper)
+    throw std::invalid_argument("hyper: " + rule + " takes " + std::to_string(info.n_hyper) +
+                                " values, got " + std::to_string(hyper_.size()));
+  hyper_.resize(kMaxHyper, 0.0);
+  state_.resize(static_cast<std::size_t>(info.n_state * n_params_));
+  scalars_.assign(kMaxUpdateScalars, 0.0);
+  for (int i = 0; i < info.n_scalars; ++i) scalars_[static_cast<std::size_t>(i)] = info.scalars[i].value;
+  for (int i = 0; i < info.n_state; ++i)
+    std::fill_n(state(i), n_params_, static_cast<T>(rule_state_init(rule_, hyper_.data(), i)));
+}
+
+template <class T> int Optimizer<T>::n_state() const { return rule_info(rule_).n_state; }
+
+template <class T>
+Updater<T>::Updater(const Graph& graph, const Kernels<T>& kernels, Optimizer<T>& optimizer,
+                    const std::vector<char>& frozen)
+    : graph_(graph), k_(kernels), optimizer_(optimizer), frozen_(frozen) {
+  if (optimizer.n_params() != graph.n_params())
+    throw std::invalid_argument("optimizer: made for " + std::to_string(optimizer.n_params()) +
+                                " parameters, the net has " + std::to_string(graph.n_params()));
+  const auto& parameters = graph.parameters();
+  frozen_.resize(parameters.size(), 0);
+  masks_.assign(parameters.size(), nullptr);
+  for (const Stage& stage : graph.stages())
+    if (stage.mask) masks_[static_cast<std::size_t>(stage.weight_id)] = stage.mask.get();
+  for (std::size_t i = 0; i < parameters.size(); ++i)
+    for (Index at = 0; at < parameters[i].size && !frozen_[i]; at += kPiece)
+      pieces_.push_back({static_cast<int>(i), at, std::min(kPiece, parameters[i].size - at)});
+  piece_norms_.resize(pieces_.size());
+}
+
+template <class T> void Updater<T>::begin(T* w, double lr) {
+  w_ = w;
+  const std::int64_t t = optimizer_.steps + 1;
+  std::vector<double>& scalars = optimizer_.scalars();
+  scalars_before_ = scalars;
+  double hyper[kMaxHyper];
+  std::copy(optimizer_.hyper().begin(), optimizer_.hyper().end(), hyper);
+  rule_constants(optimizer_.rule(), hyper, lr, t, scalars.data(), with_decay_);
+  if (const int decay = weight_decay_index(optimizer_.rule()); decay >= 0) hyper[decay] = 0;
+  rule_constants(optimizer_.rule(), hyper, lr, t, scalars.data(), without_decay_);
+  optimizer_.steps = t;
+}
+
+template <class T> void Updater<T>::cancel() {
+  optimizer_.scalars() = scalars_before_;
+  --optimizer_.steps;
+}
+
+template <class T> void Updater<T>::apply(int parameter, Index offset, Index n, T* g) {
+  const std::size_t id = static_cast<std::size_t>(parameter);
+  if (frozen_[id]) return;
+  const Parameter& p = graph_.parameter(parameter);
+  if (const T limit = static_cast<T>(optimizer_.options().clip_value); limit > 0)
+    for (Index i = 0; i < n; ++i) g[i] = std::clamp(g[i], -limit, limit);
+  const bool decays = optimizer_.options().decay_bias || p.shape.size() > 1;
+  UpdateArgs<T> args;
+  args.c = decays ? with_decay_ : without_decay_;
+  const auto update = [&](Index at, Index count, T* w) {
+    args.n = count;
+    args.w = w;
+    args.g = g + at;
+    for (int i = 0; i < optimizer_.n_state(); ++i)
+      if (rule_uses_state(optimizer_.rule(), optimizer_.hyper().data(), i))
+        args.state[i] = optimizer_.state(i) + p.offset + offset + at;
+    k_.update[optimizer_.rule()](args);
+  };
+  T* w = w_ + p.offset + offset;
+  if (!masks_[id]) return update(0, n, w);
+  // Weight decay would move a masked weight though its gradient is zero: update a copy and take over
+  // the connected ones.
+  const std::uint8_t* mask = masks_[id]->data() + offset;
+  T moved[kMaskedPart];
+  for (Index at = 0; at < n; at += kMaskedPart) {
+    const Index count = std::min(kMaskedPart, n - at);
+    std::copy(w + at, w + at + count, moved);
+    update(at, count, moved);
+    for (Index i = 0; i < count; ++i)
+      if (mask[at + i]) w[at + i] = moved[i];
+  }
+}
+
+template <class T> void Updater<T>::apply_piece(Index piece, T* g) {
+  const Piece& p = pieces_[static_cast<std::size_t>(piece)];
+  apply(p.parameter, p.offset, p.n, g + graph_.parameter(p.parameter).offset + p.offset);
+}
+
+template <class T> void Updater<T>::piece_range(Index piece, Index* begin, Index* n) const {
+  const Piece& p = pieces_[static_cast<std::size_t>(piece)];
+  *begin = graph_.parameter(p.parameter).offset + p.offset;
+  *n = p.n;
+}
+
+template <class T> void Updater<T>::apply_all(const Worker& worker, T* g) {
+  if (!fusable()) clip_norm(worker, g);
+  worker.for_each(pieces(), [&](Index piece) { apply_piece(piece, g); });
+  worker.sync();
+}
+
+// g *= max_norm / (||g|| + 1e-6) if that is below 1, as PyTorch's clip_grad_norm_. Norms are summed
+// piece by piece in order, so the result does not depend on the number of workers.
+template <class T> void Updater<T>::clip_norm(const Worker& worker, T* g) {
+  worker.for_each(pieces(), [&](Index piece) {
+    Index begin, n;
+    piece_range(piece, &begin, &n);
+    double sum = 0;
+    for (Index i = begin; i < begin + n; ++i) sum += static_cast<double>(g[i]) * static_cast<double>(g[i]);
+    piece_norms_[static_cast<std::size_t>(piece)] = sum;
+  });
+  worker.sync();
+  double sum = 0;
+  for (double part : piece_norms_) sum += part;
+  const double scale = optimizer_.options().clip_norm / (std::sqrt(sum) + 1e-6);
+  if (scale >= 1) return;
+  worker.for_each(pieces(), [&](Index piece) {
+    Index begin, n;
+    piece_range(piece, &begin, &n);
+    k_.axpy(n, static_cast<T>(scale), g + begin, g + begin, false);
+  });
+  // No barrier: a worker updates the same pieces that it has scaled.
+}
+
+template class Optimizer<float>;
+template class Optimizer<double>;
+template class Updater<float>;
+template class Updater<double>;
+
+}  // namespace gradstack

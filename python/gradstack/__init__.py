@@ -1,0 +1,84 @@
+"""gradstack: dense networks from NumPy, trained, run and differentiated by a compiled core.
+
+See ``gradstack.nn`` for layers and costs, ``gradstack.optim`` for optimisers, `fit` and `Trainer`
+for training, and `vjp`, `jvp`, `value_and_grad` and `backprop` for derivatives.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradstack import _core, nn, optim
+from gradstack import _pointwise as _pointwise
+from gradstack._backprop import Backprop, Stage, backprop
+from gradstack._callbacks import STOP, EarlyStopping
+from gradstack._checkpoint import Checkpoint
+from gradstack._history import History
+from gradstack._pointwise import log_softmax, softmax
+from gradstack._random import seed
+from gradstack._trace import concat
+from gradstack.fit import fit
+from gradstack.functional import apply, jvp, value_and_grad, vjp
+from gradstack.trainer import Trainer
+
+__version__: str = _core.__version__
+
+
+def show_config() -> dict[str, Any]:
+    """What runs: backend, instruction set and why, what else is available, threads, version."""
+    config: dict[str, Any] = _core.show_config()
+    return config
+
+
+globals().update(_pointwise.FUNCTIONS)
+
+# Needed only by those who save, load or convert: not worth everybody's import time.
+_LAZY = {
+    "save": "gradstack.io",
+    "load": "gradstack.io",
+    "from_torch": "gradstack.interop",
+    "export_onnx": "gradstack.interop",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        import importlib
+
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'gradstack' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
+__all__ = [
+    "STOP",
+    "Backprop",
+    "Checkpoint",
+    "EarlyStopping",
+    "History",
+    "Stage",
+    "Trainer",
+    "apply",
+    "backprop",
+    "concat",
+    "export_onnx",
+    "fit",
+    "from_torch",
+    "jvp",
+    "load",
+    "log_softmax",
+    "nn",
+    "optim",
+    "save",
+    "seed",
+    "show_config",
+    "softmax",
+    "value_and_grad",
+    "vjp",
+    *_pointwise.FUNCTIONS,
+]

@@ -1,0 +1,48 @@
+"""The random numbers of initialisation and of calls in training mode."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_generator: np.random.Generator | None = None
+
+
+def seed(n: int | None) -> None:
+    """Seed the generator that initialises layers created without ``generator=``.
+
+    Parameters
+    ----------
+    n : int or None
+        A non-negative integer; None takes fresh entropy from the operating system.
+
+    Examples
+    --------
+    >>> import gradstack as gs
+    >>> from gradstack import nn
+    >>> gs.seed(1)
+    >>> a = nn.Linear(3, 2)
+    >>> gs.seed(1)
+    >>> bool((a.weight == nn.Linear(3, 2).weight).all())
+    True
+    """
+    global _generator
+    _generator = np.random.default_rng(n)
+
+
+def resolve(generator: np.random.Generator | None) -> np.random.Generator:
+    """`generator` itself, or the library's own."""
+    global _generator
+    if generator is not None:
+        if not isinstance(generator, np.random.Generator):
+            raise TypeError(
+                f"generator must be a numpy.random.Generator, got {type(generator).__name__}"
+            )
+        return generator
+    if _generator is None:
+        _generator = np.random.default_rng()
+    return _generator
+
+
+def draw_seed() -> int:
+    """A seed for one call in training mode (dropout)."""
+    return int(resolve(None).integers(0, 2**63))

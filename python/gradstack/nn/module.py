@@ -1,0 +1,569 @@
+"""`Module`: the base class of layers and nets."""
+
+from __future__ import annotations
+
+from abc import ABCMeta
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from gradstack import _compiled, _flat
+from gradstack._arrays import as_real, as_shape, cast
+from gradstack._flat import Parameter, clock
+from gradstack._trace import ShapeError, TraceError, Tracer, Var, find_var
+
+Array = npt.NDArray[Any]
+M = TypeVar("M", bound="Module")
+
+# What a module keeps for itself, rebuilt when needed and never copied or pickled.
+_CACHES: dict[str, Any] = {
+    "_own": None,  # the vector this module owns, if its parameters ever were moved into one
+    "_w": None,
+    "_w_clock": -1,
+    "_traces": None,
+    "_fast": None,
+}
+
+
+class LoadResult(NamedTuple):
+    """What a non-strict `load_state_dict` left out."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
+class SampleHint(NamedTuple):
+    """What a module knows about its sample shape before anything was traced."""
+
+    shape: tuple[int, ...]
+    owner: str  # the block that knows, for messages
+    flattens: bool = False  # any sample with that many values will do
+
+
+class _ModuleMeta(ABCMeta):
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        module = super().__call__(*args, **kwargs)
+        # As soon as a net is put together its parameters are views into its vector, so an array
+        # taken from it stays one.
+        if "_modules" in module.__dict__:
+            module._bind()
+        return module
+
+
+class Module(metaclass=_ModuleMeta):
+    """Base class of all layers and nets.
+
+    Submodules and parameters are registered by assigning them to attributes. A subclass defines
+    ``forward``, which is traced once for a sample shape: it sees variables without a batch axis
+    and without values. A subclass that also defines ``vjp(x, dy)`` (and optionally
+    ``jvp(x, dx)``) is opaque: its methods are called with NumPy batches ``(B, d)``.
+
+    Modules are created in evaluation mode; ``gs.fit`` and ``gs.Trainer`` always train with dropout
+    active. `train` makes calls and derivatives do so too.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gradstack as gs
+    >>> from gradstack import nn
+    >>> class Net(nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.m0 = nn.Linear(12, 5)
+    ...         self.m1 = nn.Linear(5, 2)
+    ...     def forward(self, x):
+    ...         return self.m1(gs.relu(self.m0(x.view(-1))))
+    >>> net = Net()
+    >>> net(np.zeros((3, 4))).shape, net(np.zeros((7, 3, 4))).shape
+    ((2,), (7, 2))
+    >>> net.w.shape
+    (77,)
+    """
+
+    training: bool
+    _parameters: dict[str, Parameter | None]
+    _modules: dict[str, Module | None]
+    _stamp: int
+    _learned: tuple[tuple[int, ...], ...] | None
+    _own: Array | None
+    _w: Array | None
+    _w_clock: int
+    _traces: dict[Any, _compiled.Compiled] | None
+    _fast: _compiled.FastCall | None
+
+    def __init__(self) -> None:
+        self.__dict__.update(
+            _CACHES, training=False, _parameters={}, _modules={}, _stamp=0, _learned=None
+        )
+
+    # Registration -----------------------------------------------------------------------------
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        state = self.__dict__
+        if "_modules" not in state:
+            if isinstance(value, (Module, Parameter)):
+                raise AttributeError(
+                    f"[{type(self).__name__}] call super().__init__() before assigning {name!r}"
+                )
+            object.__setattr__(self, name, value)
+            return
+        parameters, modules = state["_parameters"], state["_modules"]
+        if isinstance(value, Module):
+            self._forget(name)
+            modules[name] = value
+        elif isinstance(value, Parameter) and value._leaf:
+            self._forget(name)
+            parameters[name] = value
+        elif name in parameters and value is not None:
+            self._assign(name, value)
+            return
+        elif name in parameters:
+            parameters[name] = None
+        elif name in modules:
+            if value is not None:
+                raise TypeError(
+                    f"[{type(self).__name__}] {name!r} is a module and cannot become "
+                    f"{type(value).__name__}; delete it first"
+                )
+            modules[name] = None
+        else:
+            object.__setattr__(self, name, value)
+        self._touch()
+
+    def __getattr__(self, name: str) -> Any:
+        for registry in ("_parameters", "_modules"):
+            slots = self.__dict__.get(registry)
+            if slots is not None and name in slots:
+                return slots[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __delattr__(self, name: str) -> None:
+        if name in self._parameters or name in self._modules:
+            self._forget(name)
+        else:
+            object.__delattr__(self, name)
+        self._touch()
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *self._parameters, *self._modules})
+
+    def _forget(self, name: str) -> None:
+        self._parameters.pop(name, None)
+        self._modules.pop(name, None)
+        self.__dict__.pop(name, None)
+
+    def _touch(self) -> None:
+        """Note that this module changed: what was traced from it is checked before it is reused."""
+        self.__dict__["_stamp"] += 1
+        clock.now += 1
+
+    def _assign(self, name: str, value: Any) -> None:
+        """Copy values into a registered parameter."""
+        parameter = self._parameters[name]
+        if parameter is None:
+            raise ValueError(
+                f"[{type(self).__name__}] has no {name!r}; assign an nn.Parameter to add one"
+            )
+        array = cast(as_real(value, name), parameter.dtype, name)
+        if array.shape != parameter.shape:
+            raise ValueError(
+                f"[{type(self).__name__}] {name} has shape {array.shape}, expected "
+                f"{parameter.shape}"
+            )
+        parameter[...] = array
+
+    def register_parameter(self, name: str, param: Parameter | None) -> None:
+        """Register a parameter under `name` (None: an empty slot)."""
+        if param is None:
+            self._forget(name)
+            self._parameters[name] = None
+            self._touch()
+        elif isinstance(param, Parameter) and param._leaf:
+            setattr(self, name, param)
+        else:
+            raise TypeError(f"param must be an nn.Parameter, got {type(param).__name__}")
+
+    def add_module(self, name: str, module: Module | None) -> None:
+        """Register a submodule under `name`."""
+        if module is not None and not isinstance(module, Module):
+            raise TypeError(f"module must be an nn.Module, got {type(module).__name__}")
+        if not isinstance(name, str) or not name or "." in name:
+            raise ValueError(f"name must be a non-empty string without dots, got {name!r}")
+        if name not in self._modules and hasattr(self, name):
+            raise KeyError(f"attribute {name!r} already exists")
+        self._modules[name] = module
+        self._touch()
+
+    register_module = add_module
+
+    # Traversal --------------------------------------------------------------------------------
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """Yield (path, module) for this module and all below it, each module once."""
+        seen: set[int] = set()
+        stack: list[tuple[str, Module]] = [(prefix, self)]
+        while stack:
+            path, module = stack.pop()
+            if id(module) in seen:
+                continue
+            seen.add(id(module))
+            yield path, module
+            dot = path + "." if path else ""
+            for name, child in reversed(module._modules.items()):
+                if child is not None:
+                    stack.append((dot + name, child))
+
+    def modules(self) -> Iterator[Module]:
+        """Yield this module and all below it, each once."""
+        return (module for _, module in self.named_modules())
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """Yield (name, module) for the direct submodules, each module once."""
+        seen: set[int] = set()
+        for name, child in self._modules.items():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                yield name, child
+
+    def children(self) -> Iterator[Module]:
+        """Yield the direct submodules, each once."""
+        return (child for _, child in self.named_children())
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True
+    ) -> Iterator[tuple[str, Parameter]]:
+        """Yield (name, array) in the order of ``net.w``; tied parameters once.
+
+        The arrays are views: writing to them changes the net.
+        """
+        self._bind()
+        dot = prefix + "." if prefix else ""
+        for name, parameter in self._named_parameters():
+            if recurse or "." not in name:
+                yield dot + name, parameter
+
+    def _named_parameters(self) -> list[tuple[str, Parameter]]:
+        found: list[tuple[str, Parameter]] = []
+        seen: set[int] = set()
+        for path, module in self.named_modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None and id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    found.append((f"{path}.{name}" if path else name, parameter))
+        return found
+
+    def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
+        """Yield the parameters in the order of ``net.w``; tied ones once."""
+        return (parameter for _, parameter in self.named_parameters(recurse=recurse))
+
+    def get_submodule(self, target: str) -> Module:
+        """The module at a dotted path; ``""`` is this module."""
+        module: Module = self
+        for name in target.split(".") if target else ():
+            child = module._modules.get(name)
+            if child is None:
+                raise AttributeError(f"{type(module).__name__!r} has no submodule {name!r}")
+            module = child
+        return module
+
+    def get_parameter(self, target: str) -> Parameter:
+        """The parameter at a dotted path."""
+        path, _, name = target.rpartition(".")
+        module = self.get_submodule(path)
+        parameter = module._parameters.get(name)
+        if parameter is None:
+            raise AttributeError(f"{type(module).__name__!r} has no parameter {name!r}")
+        return parameter
+
+    def apply(self: M, fn: Callable[[Module], Any]) -> M:
+        """Call `fn` on every submodule, then on this module."""
+        for child in self.children():
+            child.apply(fn)
+        fn(self)
+        return self
+
+    # The flat vector --------------------------------------------------------------------------
+
+    def _bind(self) -> None:
+        """Make ``_w`` the vector that holds the parameters, moving them if they are scattered."""
+        state = self.__dict__
+        if state["_w_clock"] == clock.now:
+            return
+        named = self._named_parameters()
+        owner = type(self).__name__
+        dtype = _flat.common_dtype(named, owner)
+        if dtype is None:
+            w: Array = state["_w"] if state["_w"] is not None and not state["_w"].size else (
+                np.empty(0, np.float32)
+            )
+        else:
+            found = _flat.side_by_side(named)
+            if found is None:
+                size = sum(p.size for _, p in named)
+                own = state["_own"]
+                if own is None or own.size != size or own.dtype != dtype:
+                    own = state["_own"] = _flat.aligned_empty(size, dtype)
+                _flat.move_into(own, list(self.modules()), named)
+                found = own
+            w = found
+        old = state["_w"]
+        same = old is not None and old.dtype == w.dtype and old.shape == w.shape and (
+            old.ctypes.data == w.ctypes.data
+        )
+        if not same:
+            state["_w"] = w
+        state["_w_clock"] = clock.now
+
+    @property
+    def w(self) -> Array:
+        """All parameters as one writable vector (P,), in the order of `named_parameters`.
+
+        A view without copy; assigning to it copies values in.
+        """
+        if self._w_clock != clock.now:
+            self._bind()
+        w = self._w
+        assert w is not None
+        return w
+
+    @w.setter
+    def w(self, value: Any) -> None:
+        w = self.w
+        array = cast(as_real(value, "w"), w.dtype, "w")
+        if array.shape != w.shape:
+            raise ValueError(
+                f"[{type(self).__name__}] w has shape {array.shape}, expected {w.shape}"
+            )
+        w[...] = array
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """dtype of the parameters (float32 for a net without any)."""
+        return self.w.dtype
+
+    # Modes ------------------------------------------------------------------------------------
+
+    def train(self: M, mode: bool = True) -> M:
+        """Switch calls and derivatives to training behaviour (dropout active)."""
+        for module in self.modules():
+            if module.training != bool(mode):
+                module.__dict__["training"] = bool(mode)
+                clock.now += 1
+        return self
+
+    def eval(self: M) -> M:
+        """Switch calls and derivatives to evaluation behaviour (the default)."""
+        return self.train(False)
+
+    def requires_grad_(self: M, requires_grad: bool = True) -> M:
+        """Let training change the parameters of this module, or keep them fixed."""
+        for parameter in self.parameters():
+            parameter.requires_grad = requires_grad
+        return self
+
+    def freeze(self: M) -> M:
+        """Keep all parameters of this module fixed in training."""
+        return self.requires_grad_(False)
+
+    def unfreeze(self: M) -> M:
+        """Let training change the parameters of this module again."""
+        return self.requires_grad_(True)
+
+    # State ------------------------------------------------------------------------------------
+
+    def _state_slots(self, prefix: str = "") -> list[tuple[str, Parameter]]:
+        """Every (name, parameter), those of shared modules under each of their names."""
+        slots = [(prefix + n, p) for n, p in self._parameters.items() if p is not None]
+        for name, child in self._modules.items():
+            if child is not None:
+                slots += child._state_slots(f"{prefix}{name}.")
+        return slots
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copies of all parameters by name, under PyTorch's keys."""
+        self._bind()
+        return {name: np.array(parameter) for name, parameter in self._state_slots()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadResult:
+        """Copy parameters from a mapping of names to arrays or tensors.
+
+        Parameters
+        ----------
+        state_dict : mapping
+            Arrays, or anything `gradstack` accepts as one (torch tensors included).
+        strict : bool
+            Refuse missing and unexpected names.
+
+        Returns
+        -------
+        LoadResult
+            ``missing_keys`` and ``unexpected_keys``; both empty when strict.
+
+        Raises
+        ------
+        ValueError
+            A key is missing, unexpected, or has another shape; the net is left as it was.
+        TypeError
+            A value is not real.
+        """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"state_dict must be a mapping, got {type(state_dict).__name__}")
+        self._bind()
+        slots = dict(self._state_slots())
+        missing = [name for name in slots if name not in state_dict]
+        unexpected = [str(name) for name in state_dict if name not in slots]
+        owner = type(self).__name__
+        if strict and (missing or unexpected):
+            problems = [f"missing key {n!r}" for n in missing]
+            problems += [f"unexpected key {n!r}" for n in unexpected]
+            raise ValueError(f"[{owner}] load_state_dict: {', '.join(problems)}")
+        loaded: list[tuple[Parameter, Array]] = []
+        first: dict[int, tuple[str, Array]] = {}
+        for name, parameter in slots.items():
+            if name not in state_dict:
+                continue
+            array = cast(as_real(state_dict[name], repr(name)), parameter.dtype, repr(name))
+            if array.shape != parameter.shape:
+                raise ValueError(
+                    f"[{owner}] load_state_dict: {name!r} has shape {array.shape}, expected "
+                    f"{parameter.shape}"
+                )
+            other = first.setdefault(id(parameter), (name, array))
+            if not np.array_equal(other[1], array, equal_nan=True):
+                raise ValueError(
+                    f"[{owner}] load_state_dict: {other[0]!r} and {name!r} are one parameter but "
+                    "have different values"
+                )
+            loaded.append((parameter, array))
+        for parameter, array in loaded:
+            parameter[...] = array
+        return LoadResult(missing, unexpected)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in _CACHES}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__dict__.update(_CACHES)
+        clock.now += 1
+        self._bind()
+
+    def copy(self: M) -> M:
+        """An independent copy, parameters included."""
+        import copy
+
+        return copy.deepcopy(self)
+
+    def __copy__(self: M) -> M:
+        return self.copy()
+
+    # Calling ----------------------------------------------------------------------------------
+
+    def forward(self, *xs: Any) -> Any:
+        """Compute the output from per-sample variables; subclasses define it."""
+        raise TypeError(f"[{type(self).__name__}] defines no forward")
+
+    def __call__(self, *xs: Any, out: Any = None) -> Any:
+        """Run the net on one sample or a batch.
+
+        Parameters
+        ----------
+        *xs : array_like
+            One array per argument of ``forward``: one sample, or a batch with one extra leading
+            axis. Any real dtype; cast to the net's.
+        out : numpy.ndarray or tuple of them, optional
+            Where to put the result: its exact shape and dtype, C-contiguous. It is returned.
+
+        Returns
+        -------
+        numpy.ndarray or tuple of them
+            Without a batch axis for a single sample.
+        """
+        fast = self._fast
+        if fast is not None and fast.clock == clock.now and len(xs) == 1:
+            y = fast.run(xs[0], out)
+            if y is not None:
+                return y
+        var = find_var(xs)
+        if var is None:
+            return _compiled.call(self, xs, out=out)
+        if out is not None:
+            raise TypeError("out= is for calls on arrays, not inside a traced forward")
+        return self._enter(var._tracer, *xs)
+
+    def _enter(self, tracer: Tracer, *xs: Any) -> Any:
+        """Record this module in a graph."""
+        if callable(getattr(type(self), "vjp", None)):
+            from gradstack.nn.python import enter_opaque
+
+            return enter_opaque(self, tracer, *xs)
+        return self.forward(*xs)
+
+    def _sample_hint(self) -> SampleHint | None:
+        """What is known of the sample shape without tracing."""
+        return None
+
+    def trace(self, *sample_shapes: Any) -> Any:
+        """Fix the sample shape and return the traced graph.
+
+        Parameters
+        ----------
+        *sample_shapes : int or tuple of int
+            Shape of one sample per argument of ``forward``, without batch axis. None are needed
+            when the net knows its shape already.
+
+        Returns
+        -------
+        Graph
+            The block diagram: ``stages()``, ``parameters()``, ``n_params``.
+
+        Examples
+        --------
+        >>> from gradstack import nn
+        >>> graph = nn.Sequential(nn.Linear(3, 2), nn.ReLU()).trace()
+        >>> [stage["name"] for stage in graph.stages()]
+        ['x', '0', '1']
+        """
+        shapes = tuple(as_shape(s, "sample_shape") for s in sample_shapes)
+        return _compiled.trace_net(self, shapes or None).graph
+
+    # Text -------------------------------------------------------------------------------------
+
+    def extra_repr(self) -> str:
+        """The arguments shown in the module's text form."""
+        return ""
+
+    def __repr__(self) -> str:
+        lines = []
+        for name, child in self._modules.items():
+            lines.append(f"({name}): " + repr(child).replace("\n", "\n  "))
+        extra = self.extra_repr()
+        if not lines:
+            return f"{type(self).__name__}({extra})"
+        body = "\n  ".join([extra, *lines] if extra else lines)
+        return f"{type(self).__name__}(\n  {body}\n)"
+
+
+def require_variable(module: Module, xs: tuple[Any, ...]) -> Var:
+    """The one variable that a built-in layer takes."""
+    if len(xs) != 1 or not isinstance(xs[0], Var):
+        got = ", ".join(type(x).__name__ for x in xs)
+        raise TraceError(f"[{type(module).__name__}] takes one variable, got ({got})")
+    return xs[0]
+
+
+def require_features(module: Module, x: Var, expected: int, block: str) -> None:
+    """Check that `x` has one axis of `expected` features."""
+    owner = type(module).__name__
+    where = "" if block == owner.lower() else f" (block {block!r})"
+    if len(x.shape) != 1:
+        raise ShapeError(
+            f"[{owner}] x has shape {x.shape} per sample, expected ({expected},): flatten it "
+            f"first{where}"
+        )
+    if x.shape[0] != expected:
+        raise ShapeError(
+            f"[{owner}] x has {x.shape[0]} features per sample, expected {expected}{where}"
+        )

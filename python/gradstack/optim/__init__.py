@@ -1,0 +1,11 @@
+"""Optimisers and learning-rate schedules, with PyTorch's formulas and names."""
+
+from __future__ import annotations
+
+from gradstack.optim import rules as _rules
+from gradstack.optim import schedules
+from gradstack.optim.base import Optimizer
+from gradstack.optim.lbfgs import LBFGS
+from gradstack.optim.rules import *  # noqa: F403
+
+__all__ = ["LBFGS", "Optimizer", "schedules", *_rules.__all__]
