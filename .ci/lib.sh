@@ -26,7 +26,10 @@ fresh_venv() { python3 -m venv "$scratch/$1"; }
 # What a clone of the present state would hold.
 fresh_copy() {
   mkdir -p "$scratch/$1"
-  git ls-files -co --exclude-standard -z | xargs -0 cp --parents -t "$scratch/$1"
+  git ls-files -co --exclude-standard -z |
+    while IFS= read -r -d '' file; do
+      if [[ -e $file ]]; then printf '%s\0' "$file"; fi
+    done | xargs -0 cp --parents -t "$scratch/$1"
 }
 
 # Runs a README block within the four minutes that the README promises.

@@ -7,6 +7,7 @@ docs/command-line.md run in an empty folder.
 
 import contextlib
 import io
+import itertools
 import os
 import pathlib
 import re
@@ -33,7 +34,7 @@ def blocks(page: pathlib.Path, language: str) -> list[Block]:
     text = page.read_text(encoding="utf-8")
     fences = list(FENCE.finditer(text))
     found = []
-    for fence, following in zip(fences, [*fences[1:], None], strict=True):
+    for fence, following in itertools.zip_longest(fences, fences[1:]):
         if fence[1] == language:
             adjacent = (
                 following is not None
@@ -90,9 +91,10 @@ def test_python_blocks(
 def test_command_line_page(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("sklearn", reason="the page trains on scikit-learn's data sets")
     path = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    command = 'gradstack() { python -m gradstack.cli "$@"; }\n'  # also where no script is installed
     for block in blocks(ROOT / "docs" / "command-line.md", "sh"):
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", block.code],
+            ["bash", "-euo", "pipefail", "-c", command + block.code],
             cwd=tmp_path,
             env={**os.environ, "PATH": path},
             capture_output=True,

@@ -103,7 +103,7 @@ class Lion(torch.optim.Optimizer):
             for p in group["params"]:
                 m = self.state[p].setdefault("m", torch.zeros_like(p))
                 c = beta1 * m + (1 - beta1) * p.grad
-                p -= group["lr"] * (torch.sign(c) + group["weight_decay"] * p)
+                p.sub_(group["lr"] * (torch.sign(c) + group["weight_decay"] * p))
                 m.copy_(beta2 * m + (1 - beta2) * p.grad)
 
 

@@ -42,7 +42,7 @@ def test_import_brings_numpy_alone() -> None:
         "new = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
         "print(*sorted(new - set(sys.stdlib_module_names)))"
     )
-    assert loaded == "gradstack"
+    assert loaded.split() in (["gradstack"], ["gradstack", "numpy"])
 
 
 def test_import_is_quick() -> None:

@@ -31,7 +31,7 @@ def sample(rng: np.random.Generator) -> dict[str, np.ndarray]:
     tensors = {code: (rng.normal(size=(3, 5)) * 40).astype(code) for code in DTYPES}
     tensors["scalar"] = np.array(1.5, np.float32)
     tensors["empty"] = np.zeros((0, 7), np.int16)
-    tensors["name with ü, \" and \\"] = np.arange(3.0)
+    tensors['name with ü, " and \\'] = np.arange(3.0)
     tensors["nan and inf"] = np.array([np.nan, np.inf, -0.0, 5e-324])
     return tensors
 
@@ -53,7 +53,8 @@ def test_round_trip(tmp_path: Path) -> None:
     assert got_metadata == metadata
     assert _safetensors.read_metadata(tmp_path / "a.safetensors") == metadata
     for array in got.values():
-        assert array.flags.writeable and array.flags.aligned
+        assert array.flags.writeable
+        assert array.flags.aligned
 
 
 def test_empty_file_of_tensors(tmp_path: Path) -> None:

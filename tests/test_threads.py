@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -67,7 +68,7 @@ def build(scenario: Scenario, dtype: type) -> Any:
     if scenario.build is not None:
         return scenario.build(dtype)
     layers: list[Any] = []
-    for d_in, d_out in zip(scenario.widths, scenario.widths[1:], strict=False):
+    for d_in, d_out in itertools.pairwise(scenario.widths):
         layers += [nn.Linear(d_in, d_out, dtype=dtype), getattr(nn, scenario.activation)()]
         if scenario.dropout:
             layers.append(nn.Dropout(scenario.dropout))

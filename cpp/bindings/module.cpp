@@ -11,6 +11,7 @@ template <class T> void bind_dtype(py::module_& parent, const char* name) {
   bind_program<T>(m);
   bind_backprop<T>(m);
   bind_trainer<T>(m);
+  bind_calculus<T>(m);
 }
 
 }  // namespace

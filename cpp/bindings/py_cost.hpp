@@ -21,14 +21,29 @@ template <class T> class PyCost final : public Cost<T> {
     const py::gil_scoped_acquire gil;
     const DefaultFloats floats;
     const py::array_t<T> outputs({count, d}, ybar);
-    py::object target = py::none();
-    if (labels) target = py::array_t<std::int64_t>(count, labels);
-    else if (dy > 0) target = py::array_t<T>({count, dy}, y);
-    copy(impl_.attr("value")(outputs, target), "value", {count}, loss);
-    if (grad) copy(impl_.attr("gradient")(outputs, target), "gradient", {count, d}, grad);
+    const py::object targets = target(count, dy, y, labels);
+    copy(impl_.attr("value")(outputs, targets), "value", {count}, loss);
+    if (grad) copy(impl_.attr("gradient")(outputs, targets), "gradient", {count, d}, grad);
+  }
+  // An optional method hvp(ybar, y, v) -> (B, d) gives the product with the Hessian in ybar.
+  void curvature_rows(Index count, Index d, const T* ybar, Index dy, const T* y, const std::int64_t* labels,
+                      const T* v, T* hv) const override {
+    const py::gil_scoped_acquire gil;
+    const DefaultFloats floats;
+    if (!py::hasattr(impl_, "hvp"))
+      throw py::value_error(py::str(py::type::of(impl_).attr("__name__")).template cast<std::string>() +
+                            " has no second derivative: define hvp(ybar, y, v) -> (B, d)");
+    copy(impl_.attr("hvp")(py::array_t<T>({count, d}, ybar), target(count, dy, y, labels), py::array_t<T>({count, d}, v)),
+         "hvp", {count, d}, hv);
   }
 
  private:
+  static py::object target(Index count, Index dy, const T* y, const std::int64_t* labels) {
+    if (labels) return py::array_t<std::int64_t>(count, labels);
+    if (dy > 0) return py::array_t<T>({count, dy}, y);
+    return py::none();
+  }
+
   void copy(const py::object& result, const char* method, std::vector<py::ssize_t> shape, T* out) const {
     const auto array = py::array_t<T, py::array::c_style | py::array::forcecast>::ensure(result);
     if (!array) throw py::error_already_set();

@@ -14,7 +14,8 @@ constexpr Index kRange = 4096;                // parameters reduced per item of 
 constexpr double kPlanBytes = 1 << 28;        // activations of one plan: larger batches are cut
 constexpr double kFusedFlops = 1e9;           // longer steps keep the update apart: see run_tiles
 
-bool sees_whole_batch(const Graph& graph) {
+// The user's code: it sees all samples at once, and may throw.
+bool has_opaque(const Graph& graph) {
   return std::any_of(graph.stages().begin(), graph.stages().end(),
                      [](const Stage& s) { return s.kind == Kind::Opaque; });
 }
@@ -33,7 +34,7 @@ BatchGradient<T>::BatchGradient(std::shared_ptr<const Graph> graph, const Kernel
       chunked_(false), workers_(workers) {
   Index features = 0;
   for (const Stage& stage : graph_->stages()) features += size_of(stage.shape);
-  if (!sees_whole_batch(*graph_) && cost_->by_block()) {
+  if (!has_opaque(*graph_) && cost_->by_block()) {
     chunked_ = batch >= 2 * kLanes && graph_->n_params() <= kChunkParameters;
     const double bytes = 3.0 * static_cast<double>(features) * sizeof(T);
     if (chunked_)
@@ -57,15 +58,23 @@ template <class T> double BatchGradient<T>::flops(Index batch) const {
 }
 
 template <class T>
-bool BatchGradient<T>::give_up(const Result& result, bool allow_non_finite) const {
-  return stopped_ || result.bad_row >= 0 || (!allow_non_finite && !std::isfinite(result.loss));
+bool BatchGradient<T>::give_up(const Result& result, bool stopped, bool allow_non_finite) const {
+  return stopped || result.bad_row >= 0 || (!allow_non_finite && !std::isfinite(result.loss));
 }
 
 // All workers agree on whether the team was stopped: the leader looks, the others read after it.
-template <class T> void BatchGradient<T>::agree(const Run<T>& run, const Worker& worker) {
+template <class T> bool BatchGradient<T>::stopped(const Run<T>& run, const Worker& worker) {
+  if (!run.error) return false;
   worker.sync();
-  if (worker.leader()) stopped_ = run.error && run.error->stopped();
+  if (worker.leader()) stopped_ = run.error->stopped();
   worker.sync();
+  return stopped_;
+}
+
+// A batch of total weight 0 has neither loss nor gradient.
+template <class T> double BatchGradient<T>::unit(double weight) const {
+  if (cost_->reduction() == Reduction::Sum) return cost_->sum_factor(objectives_[0]->compared().d);
+  return weight == 0 ? 0 : 1 / weight;
 }
 
 template <class T>
@@ -82,32 +91,29 @@ typename BatchGradient<T>::Result BatchGradient<T>::run_tiles(const Run<T>& run,
                                                               const Worker& worker, double weight,
                                                               bool check_finite, bool allow_non_finite) {
   Objective<T>& objective = *objectives_[0];
-  const bool mean = cost_->reduction() == Reduction::Mean;
-  const double unit = mean ? 1.0 / weight : cost_->sum_factor(objective.plan().variable(graph_->outputs()[0]).d);
+  const double scale = unit(weight);
   // Updating a layer as soon as its gradient is known saves a pass over the parameters, but cannot
   // be undone: only where nothing can stop the step after its first update, and the step is short.
-  const bool fused = run.updater && run.updater->fusable() && batch.count <= chunk_ &&
+  const bool fused = run.updater && run.updater->fusable() && batch.count <= chunk_ && !has_opaque(*graph_) &&
                      !objective.plan().shares_parameters() && flops(batch.count) < kFusedFlops;
   Result result;
   result.weight = weight;
   Run<T> part = run;
   part.updater = fused ? run.updater : nullptr;
   for (Index first = 0; first < batch.count; first += chunk_) {
-    if (worker.leader()) objective.select(batch, first, std::min(chunk_, batch.count - first), unit);
+    if (worker.leader()) objective.select(batch, first, std::min(chunk_, batch.count - first), scale);
     worker.sync();
     part.first_sample = run.first_sample + first;
     part.accumulate = run.accumulate || first > 0;
     objective.load(batch, worker, check_finite);
     objective.evaluate(part, worker);
-    result.loss += objective.weighted_loss() * unit;
+    result.loss += objective.weighted_loss() * scale;
     result.bad_row = std::max(result.bad_row, objective.bad_row());
-    if (run.error) agree(run, worker);
-    if (give_up(result, allow_non_finite)) return result;
+    if (give_up(result, stopped(run, worker), allow_non_finite)) return result;
     objective.backward(part, fused ? worker.unstoppable() : worker);
   }
   if (run.updater && !fused) {
-    if (run.error) agree(run, worker);
-    if (give_up(result, allow_non_finite)) return result;
+    if (give_up(result, stopped(run, worker), allow_non_finite)) return result;
     run.updater->apply_all(worker.unstoppable(), run.dw);
   }
   result.updated = run.updater != nullptr;
@@ -118,9 +124,7 @@ template <class T>
 typename BatchGradient<T>::Result BatchGradient<T>::run_chunks(const Run<T>& run, const Batch& batch,
                                                                const Worker& worker, double weight,
                                                                bool check_finite, bool allow_non_finite) {
-  const bool mean = cost_->reduction() == Reduction::Mean;
-  const Index d = objectives_[0]->plan().variable(graph_->outputs()[0]).d;
-  const double unit = mean ? 1.0 / weight : cost_->sum_factor(d);
+  const double scale = unit(weight);
   const Index chunks = (batch.count + chunk_ - 1) / chunk_;
   const Index slots = std::min(static_cast<Index>(slots_.size()), chunks);
   Objective<T>& objective = *objectives_[at(worker.id)];
@@ -134,12 +138,12 @@ typename BatchGradient<T>::Result BatchGradient<T>::run_chunks(const Run<T>& run
     slot_bad_row_[at(slot)] = -1;
     for (Index chunk = begin; chunk < end; ++chunk) {
       const Index first = chunk * chunk_;
-      objective.select(batch, first, std::min(chunk_, batch.count - first), unit);
+      objective.select(batch, first, std::min(chunk_, batch.count - first), scale);
       part.first_sample = run.first_sample + first;
       part.accumulate = chunk > begin;
       objective.load(batch, alone, check_finite);
       objective.evaluate(part, alone);
-      slot_loss_[at(slot)] += objective.weighted_loss() * unit;
+      slot_loss_[at(slot)] += objective.weighted_loss() * scale;
       slot_bad_row_[at(slot)] = std::max(slot_bad_row_[at(slot)], objective.bad_row());
       objective.backward(part, alone);
     }
@@ -151,8 +155,7 @@ typename BatchGradient<T>::Result BatchGradient<T>::run_chunks(const Run<T>& run
     result.loss += slot_loss_[at(slot)];
     result.bad_row = std::max(result.bad_row, slot_bad_row_[at(slot)]);
   }
-  if (run.error) agree(run, worker);
-  if (give_up(result, allow_non_finite)) return result;
+  if (give_up(result, stopped(run, worker), allow_non_finite)) return result;
   const Worker finisher = worker.unstoppable();
   if (run.updater && run.updater->fusable()) {
     finisher.for_each(run.updater->pieces(), [&](Index piece) {

@@ -89,12 +89,14 @@ void Graph::finish(const std::vector<std::string>& outputs) {
       throw std::invalid_argument("outputs: no block is named '" + name + "'");
   sort_topologically();
   for (std::size_t i = 0; i < stages_.size(); ++i) resolve(stages_[i], i);
+  check_masks();
   for (const std::string& name : outputs) outputs_.push_back(stage_ids_.at(name));
+  drop_unused();
   finished_ = true;
 }
 
-// Kahn's algorithm, always taking the earliest-added stage that is ready, so that a graph built in
-// order keeps its order.
+// Passes over the stages in the order of addition, each placing those that are ready, so that a graph
+// built in order keeps its order.
 void Graph::sort_topologically() {
   const std::size_t n = stages_.size();
   std::vector<std::size_t> order;
@@ -123,6 +125,48 @@ void Graph::sort_topologically() {
   for (std::size_t i = 0; i < n; ++i) stage_ids_[stages_[i].name] = static_cast<int>(i);
 }
 
+// A connection is there or not: blocks that share a weight agree about it, else which of its entries
+// may move would depend on the block that one looks at.
+void Graph::check_masks() const {
+  const auto all_ones = [](const Stage& stage) {
+    return !stage.mask || std::all_of(stage.mask->begin(), stage.mask->end(), [](std::uint8_t m) { return m != 0; });
+  };
+  std::vector<const Stage*> first(parameters_.size(), nullptr);
+  for (const Stage& stage : stages_) {
+    if (stage.weight_id < 0) continue;
+    const Stage*& other = first[static_cast<std::size_t>(stage.weight_id)];
+    if (!other) other = &stage;
+    const bool same = (stage.mask && other->mask && *stage.mask == *other->mask) ||
+                      (all_ones(stage) && all_ones(*other));
+    if (!same) fail(stage, "shares its weight with '" + other->name + "', but not its mask");
+  }
+}
+
+// Nobody asked for them, and an overflow in one of them would reach the gradients of the others.
+void Graph::drop_unused() {
+  std::vector<char> used(stages_.size(), 0);
+  for (int id : outputs_) used[static_cast<std::size_t>(id)] = 1;
+  for (std::size_t i = stages_.size(); i-- > 0;) {
+    if (stages_[i].kind == Kind::Input) used[i] = 1;
+    if (!used[i]) continue;
+    for (int input : stages_[i].in) used[static_cast<std::size_t>(input)] = 1;
+  }
+  std::vector<int> new_id(stages_.size(), -1);
+  std::vector<Stage> kept;
+  for (std::size_t i = 0; i < stages_.size(); ++i) {
+    if (!used[i]) {
+      stage_ids_.erase(stages_[i].name);
+      continue;
+    }
+    new_id[i] = stage_ids_[stages_[i].name] = static_cast<int>(kept.size());
+    kept.push_back(std::move(stages_[i]));
+    for (int& input : kept.back().in) input = new_id[static_cast<std::size_t>(input)];
+  }
+  stages_ = std::move(kept);
+  for (std::vector<int>* ids : {&inputs_, &outputs_})
+    for (int& id : *ids) id = new_id[static_cast<std::size_t>(id)];
+}
+
 void Graph::resolve(Stage& stage, std::size_t position) {
   for (const std::string& name : stage.inputs) stage.in.push_back(stage_ids_.at(name));
   const bool any_arity = stage.kind == Kind::Concat;
@@ -138,11 +182,9 @@ void Graph::resolve(Stage& stage, std::size_t position) {
   if (stage.kind == Kind::Linear || stage.kind == Kind::Nearest)
     stage.weight_id = parameter_id(stage.weight);
   if (!stage.bias.empty()) stage.bias_id = parameter_id(stage.bias);
-  if (stage.kind == Kind::Input) {
-    for (Index extent : stage.shape)
-      if (extent < 1) fail(stage, "shape " + to_string(stage.shape) + " has an empty axis");
-    inputs_.push_back(static_cast<int>(position));
-  }
+  for (Index extent : stage.shape)  // where it is given: Input, Reshape, Opaque
+    if (extent < 1) fail(stage, "shape " + to_string(stage.shape) + " has an empty axis");
+  if (stage.kind == Kind::Input) inputs_.push_back(static_cast<int>(position));
   infer_shape(stage);
 }
 

@@ -40,6 +40,7 @@ Objective<T>::Objective(std::shared_ptr<const Graph> graph, const Kernels<T>& ke
   if (!cost_->by_block()) {
     rows_ybar_ = arena_.allocate<T>(samples * plan_.variable(output_).d);
     rows_grad_ = arena_.allocate<T>(samples * plan_.variable(output_).d);
+    rows_v_ = arena_.allocate<T>(samples * plan_.variable(output_).d);
   }
   block_loss_.resize(at(plan_.blocks()));
   block_bad_row_.resize(at(plan_.blocks()));
@@ -107,34 +108,48 @@ template <class T> void Objective<T>::load_targets(const Batch& batch, Index blo
                                   targets_ + begin * target_.dy);
 }
 
+template <class T> Variable<T>& Objective<T>::compared() {
+  Variable<T>* prototype = plan_.chosen_prototype();
+  return prototype ? *prototype : plan_.variable(output_);
+}
+
+template <class T> CostArgs<T> Objective<T>::cost_args(Index block, const Variable<T>& ybar) {
+  const Index begin = block * plan_.lanes();
+  CostArgs<T> args;
+  args.d = ybar.d;
+  args.lanes = plan_.lanes();
+  args.ybar = ybar.value + begin * ybar.d;
+  if (plan_.chosen_prototype()) {  // vector quantisation: the target is the input itself
+    args.dy = ybar.d;
+    args.y = plan_.variable(plan_.graph().stage(output_).in[0]).value + begin * ybar.d;
+  } else if (target_.labels) {
+    args.label = labels_ + begin;
+  } else if (target_.dy > 0) {
+    args.dy = target_.dy;
+    args.y = targets_ + begin * target_.dy;
+  }
+  args.scale = scales_ + begin;
+  return args;
+}
+
 template <class T> void Objective<T>::evaluate(const Run<T>& run, const Worker& worker) {
   plan_.forward(run, worker);
-  const Index lanes = plan_.lanes();
-  Variable<T>* ybar = &plan_.variable(output_);
-  const T* y = targets_;
-  Index dy = target_.dy;
-  if (Variable<T>* prototype = plan_.chosen_prototype()) {
-    ybar = prototype;
-    y = plan_.variable(plan_.graph().stage(output_).in[0]).value;
-    dy = ybar->d;
-  }
+  cost(run, worker);
+}
+
+template <class T> void Objective<T>::cost(const Run<T>& run, const Worker& worker) {
   if (!cost_->by_block()) {
     if (worker.leader()) evaluate_rows(run);
     worker.sync();
   }
+  const Variable<T>& ybar = compared();
+  const Index lanes = plan_.lanes();
   worker.for_each(plan_.blocks(), [&](Index block) {
     const Index begin = block * lanes;
     if (cost_->by_block()) {
-      CostArgs<T> args;
-      args.d = ybar->d;
-      args.dy = dy;
-      args.lanes = lanes;
-      args.ybar = ybar->value + begin * ybar->d;
-      args.y = target_.labels || dy == 0 ? nullptr : y + begin * dy;
-      args.label = target_.labels ? labels_ + begin : nullptr;
-      args.scale = scales_ + begin;
+      CostArgs<T> args = cost_args(block, ybar);
       args.loss = losses_ + begin;
-      args.grad = ybar->grad ? ybar->grad + begin * ybar->d : nullptr;
+      args.grad = ybar.grad ? ybar.grad + begin * ybar.d : nullptr;
       cost_->block(plan_.kernels(), args);
     }
     double sum = 0;
@@ -145,29 +160,80 @@ template <class T> void Objective<T>::evaluate(const Run<T>& run, const Worker& 
   worker.sync();
 }
 
+template <class T>
+void Objective<T>::weighted_backward(const Run<T>& run, const Worker& worker, const T* factor, T* dw, bool accumulate) {
+  const Index count = plan_.count();
+  worker.for_each(plan_.blocks(), [&](Index block) {
+    for (Index i = block * plan_.lanes(); i < std::min(count, (block + 1) * plan_.lanes()); ++i) scales_[i] *= factor[i];
+  });
+  worker.sync();
+  cost(run, worker);
+  Run<T> weighted = run;
+  weighted.dw = dw;
+  weighted.accumulate = accumulate;
+  plan_.backward(weighted, worker);
+}
+
+template <class T>
+void Objective<T>::cost_curvature(const Run<T>& run, const Worker& worker, bool gradient) {
+  const Variable<T>& ybar = plan_.variable(output_);
+  if (!cost_->by_block() && worker.leader()) curvature_rows(run, gradient);
+  worker.for_each(cost_->by_block() ? plan_.blocks() : 0, [&](Index block) {
+    const Index from = block * plan_.lanes() * ybar.d;
+    CostArgs<T> args = cost_args(block, ybar);
+    args.grad = gradient ? ybar.grad_tangent + from : nullptr;
+    args.v = ybar.tangent + from;
+    args.hv = ybar.grad + from;
+    cost_->block(plan_.kernels(), args);
+  });
+  worker.sync();
+}
+
+template <class T> void Objective<T>::rows_of(const T* blocks, Index d, T* rows) const {
+  const Index lanes = plan_.lanes();
+  for (Index b = 0; b < plan_.blocks(); ++b)
+    plan_.kernels().block_to_rows(plan_.block_samples(b), d, lanes, blocks + b * lanes * d, rows + b * lanes * d, d, false);
+}
+
+// Rows times the samples' scales; zero in the padding.
+template <class T> void Objective<T>::scaled_blocks_of(const T* rows, Index d, T* blocks) const {
+  const Index lanes = plan_.lanes();
+  for (Index i = 0; i < plan_.blocks() * lanes; ++i)
+    for (Index j = 0; j < d; ++j)
+      blocks[(i / lanes * d + j) * lanes + i % lanes] = i < plan_.count() ? rows[i * d + j] * scales_[i] : T(0);
+}
+
 // A user's cost sees the rows of the whole batch at once.
 template <class T> void Objective<T>::evaluate_rows(const Run<T>& run) {
   if (run.error && run.error->stopped()) return;
   const Variable<T>& ybar = plan_.variable(output_);
-  const Index lanes = plan_.lanes(), d = ybar.d;
-  for (Index b = 0; b < plan_.blocks(); ++b)
-    plan_.kernels().block_to_rows(plan_.block_samples(b), d, lanes, ybar.value + b * lanes * d,
-                                  rows_ybar_ + b * lanes * d, d, false);
   try {
-    cost_->rows(plan_.count(), d, rows_ybar_, target_.dy, target_rows_, target_.labels ? labels_ : nullptr,
+    rows_of(ybar.value, ybar.d, rows_ybar_);
+    cost_->rows(plan_.count(), ybar.d, rows_ybar_, target_.dy, target_rows_, target_.labels ? labels_ : nullptr,
                 losses_, ybar.grad ? rows_grad_ : nullptr);
+    if (ybar.grad) scaled_blocks_of(rows_grad_, ybar.d, ybar.grad);
   } catch (...) {
     if (!run.error) throw;
     run.error->capture();
-    return;
   }
-  if (!ybar.grad) return;
-  for (Index b = 0; b < plan_.blocks(); ++b)
-    for (Index l = 0; l < lanes; ++l)
-      for (Index j = 0; j < d; ++j) {
-        const Index i = b * lanes + l;
-        ybar.grad[(b * d + j) * lanes + l] = i < plan_.count() ? rows_grad_[i * d + j] * scales_[i] : T(0);
-      }
+}
+
+template <class T> void Objective<T>::curvature_rows(const Run<T>& run, bool gradient) {
+  if (run.error->stopped()) return;
+  const Variable<T>& ybar = plan_.variable(output_);
+  const std::int64_t* labels = target_.labels ? labels_ : nullptr;
+  try {
+    rows_of(ybar.value, ybar.d, rows_ybar_);
+    if (gradient) {
+      cost_->rows(plan_.count(), ybar.d, rows_ybar_, target_.dy, target_rows_, labels, losses_, rows_grad_);
+      scaled_blocks_of(rows_grad_, ybar.d, ybar.grad_tangent);
+    }
+    rows_of(ybar.tangent, ybar.d, rows_v_);
+    cost_->curvature_rows(plan_.count(), ybar.d, rows_ybar_, target_.dy, target_rows_, labels, rows_v_, rows_grad_);
+    scaled_blocks_of(rows_grad_, ybar.d, ybar.grad);
+  } catch (...) {
+    run.error->capture();
+  }
 }
 
 template <class T> double Objective<T>::weighted_loss() const {

@@ -44,7 +44,7 @@ constexpr double kThreadFlops = 3e6;   // below this a second thread costs more 
 }  // namespace
 
 void Barrier::wait(int count) {
-  const int generation = generation_.load(std::memory_order_acquire);
+  const unsigned generation = generation_.load(std::memory_order_acquire);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) == count - 1) {
     arrived_.store(0, std::memory_order_relaxed);
     generation_.store(generation + 1, std::memory_order_release);
@@ -76,7 +76,11 @@ void Poll::check() {
   countdown_ = kTicks;
   const Clock::time_point now = Clock::now();
   if (now < next_ || error_.stopped()) return;
-  if (interrupted_ && interrupted_()) error_.stop();
+  try {
+    if (interrupted_ && interrupted_()) error_.stop();
+  } catch (...) {
+    error_.capture();
+  }
   next_ = now + std::chrono::milliseconds(50);
 }
 
@@ -132,7 +136,7 @@ int max_threads() {
 int threads_for(double flops, int requested) {
   if (requested > 0) return requested;
   if (flops < 2 * kThreadFlops) return 1;
-  return std::min(max_threads(), static_cast<int>(flops / kThreadFlops));
+  return static_cast<int>(std::min(static_cast<double>(max_threads()), flops / kThreadFlops));
 }
 
 }  // namespace gradstack

@@ -11,10 +11,12 @@ template <class T>
 Plan<T>::Plan(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels, PlanOptions options)
     : graph_(std::move(graph)), kernels_(kernels), options_(std::move(options)),
       lanes_(options_.batch == 1 ? 1 : kLanes), count_(options_.batch) {
+  if (options_.jet_gradients || options_.jet_order > 1) options_.fuse = false;
   if (options_.batch < 1) throw std::invalid_argument("batch: expected at least one sample");
   options_.frozen.resize(graph_->parameters().size(), 0);
   find_uses();
   find_wanted_gradients();
+  find_tangents();
   allocate();
   build_linear_specs();
   build_blocks();
@@ -40,7 +42,7 @@ template <class T> bool Plan<T>::wants_dw(int parameter) const {
 // Resolves views and counts consumers. A Linear consumed by one pointwise block alone is fused with it.
 template <class T> void Plan<T>::find_uses() {
   const auto& stages = graph_->stages();
-  std::vector<int> parameter_uses(graph_->parameters().size(), 0);
+  parameter_uses_.assign(graph_->parameters().size(), 0);
   base_.resize(stages.size());
   uses_.assign(stages.size(), 0);
   fused_pointwise_.assign(stages.size(), -1);
@@ -51,11 +53,11 @@ template <class T> void Plan<T>::find_uses() {
     base_[i] = stage.kind == Kind::Reshape ? base_[index(stage.in[0])] : static_cast<int>(i);
     if (stage.kind == Kind::Reshape) continue;
     for (int input : stage.in) ++uses_[index(base_[index(input)])];
-    if (stage.weight_id >= 0) ++parameter_uses[index(stage.weight_id)];
-    if (stage.bias_id >= 0) ++parameter_uses[index(stage.bias_id)];
+    if (stage.weight_id >= 0) ++parameter_uses_[index(stage.weight_id)];
+    if (stage.bias_id >= 0) ++parameter_uses_[index(stage.bias_id)];
   }
   for (int output : graph_->outputs()) ++uses_[index(base_[index(output)])];
-  shares_parameters_ = std::any_of(parameter_uses.begin(), parameter_uses.end(), [](int n) { return n > 1; });
+  shares_parameters_ = std::any_of(parameter_uses_.begin(), parameter_uses_.end(), [](int n) { return n > 1; });
   if (!options_.fuse) return;
   for (std::size_t i = 0; i < stages.size(); ++i) {
     if (stages[i].kind != Kind::Pointwise) continue;
@@ -74,7 +76,7 @@ template <class T> void Plan<T>::find_wanted_gradients() {
   if (!options_.gradients) return;
   for (std::size_t i = 0; i < stages.size(); ++i) {
     const Stage& stage = stages[i];
-    bool wants = stage.kind == Kind::Input && options_.want_dx;
+    bool wants = (stage.kind == Kind::Input && options_.want_dx) || static_cast<int>(i) == options_.want_stage;
     wants = wants || wants_dw(stage.weight_id) || wants_dw(stage.bias_id);
     for (int input : stage.in) wants = wants || wants_grad_[index(base_[index(input)])];
     wants_grad_[i] = wants;
@@ -82,6 +84,19 @@ template <class T> void Plan<T>::find_wanted_gradients() {
       needs_rows_[index(base_[index(stage.in[0])])] = 1;
   }
   for (int output : graph_->outputs()) wants_grad_[index(base_[index(output)])] = 1;
+}
+
+// A variable that depends on no direction has zero derivatives and no memory for them.
+template <class T> void Plan<T>::find_tangents() {
+  const auto& stages = graph_->stages();
+  has_tangent_.assign(stages.size(), 0);
+  if (options_.jet_order == 0) return;
+  for (std::size_t i = 0; i < stages.size(); ++i) {
+    bool has = stages[i].kind == Kind::Input ? options_.input_tangents
+                                             : options_.parameter_tangents && stages[i].weight_id >= 0;
+    for (int input : stages[i].in) has = has || has_tangent_[index(base_[index(input)])];
+    has_tangent_[i] = has;
+  }
 }
 
 template <class T> void Plan<T>::allocate() {
@@ -98,14 +113,25 @@ template <class T> void Plan<T>::allocate() {
     if (const int fused = fused_pointwise_[i]; fused >= 0) {
       const Variable<T>& z = variables_[index(fused)];
       const bool overwrite_s = !options_.gradients || kernels_.pointwise[graph_->stage(fused).op_id].has_d1_from_z;
-      v.value = overwrite_s && !options_.tangents ? z.value : arena_.allocate<T>(samples * v.d);
+      v.value = overwrite_s && options_.jet_order == 0 ? z.value : arena_.allocate<T>(samples * v.d);
       v.grad = z.grad;
       v.tangent = z.tangent;
       continue;
     }
     v.value = arena_.allocate<T>(samples * v.d);
     if (wants_grad_[i]) v.grad = arena_.allocate<T>(samples * v.d);
-    if (options_.tangents) v.tangent = arena_.allocate<T>(samples * v.d);
+    if (has_tangent_[i]) {
+      v.tangent = arena_.allocate<T>(samples * v.d);
+      if (options_.jet_order > 1) v.second = arena_.allocate<T>(samples * v.d);
+      if (options_.jet_gradients && v.grad) {
+        v.grad_tangent = arena_.allocate<T>(samples * v.d);
+        if (v.second) v.grad_second = arena_.allocate<T>(samples * v.d);
+      }
+      if (options_.jet_gradients && needs_rows_[i]) {
+        v.tangent_rows = lanes_ == 1 ? v.tangent : arena_.allocate<T>(samples * v.d);
+        if (v.second) v.second_rows = lanes_ == 1 ? v.second : arena_.allocate<T>(samples * v.d);
+      }
+    }
     if (needs_rows_[i] && stages[i].kind != Kind::Input) {
       v.rows = lanes_ == 1 ? v.value : arena_.allocate<T>(samples * v.d);
       v.ld_rows = v.d;
@@ -140,8 +166,10 @@ template <class T> void Plan<T>::build_linear_specs() {
       spec.want_db = wants_dw(stage.bias_id);
     }
     spec.mask = stage.mask.get();
-    spec.make_rows = spec.want_dw && lanes_ > 1 && stages[in].kind != Kind::Input && !rows_made[in];
-    rows_made[in] = rows_made[in] || spec.make_rows;
+    const bool first = spec.want_dw && lanes_ > 1 && !rows_made[in];
+    rows_made[in] = rows_made[in] || first;
+    spec.make_rows = first && stages[in].kind != Kind::Input;
+    spec.make_jet_rows = first && variables_[in].tangent_rows;
     // The sole consumer of a fused pair multiplies by h' while its tile of dZ is in cache.
     if (stages[in].kind == Kind::Pointwise && fused_away_[in] && uses_[in] == 1 && variables_[in].grad) {
       LinearSpec<T>& below = *linear_[index(base_[index(stages[in].in[0])])];
@@ -253,11 +281,59 @@ template <class T> void Plan<T>::backward(const Run<T>& run, const Worker& worke
   worker.sync();
 }
 
-template <class T> void Plan<T>::jvp(const Run<T>& run, const Worker& worker) {
+template <class T> void Plan<T>::push(const Run<T>& run, const Worker& worker) {
   for (const auto& block : blocks_) {
-    block->jvp(run, worker);
+    block->push(run, worker);
     worker.sync();
   }
+}
+
+template <class T> void Plan<T>::backward_jet(const Run<T>& run, const Worker& worker) {
+  for (std::size_t i = blocks_.size(); i-- > 0;) {
+    blocks_[i]->backward_jet(run, worker);
+    worker.sync();
+    if (run.dw) blocks_[i]->backward_jet_weights(run, worker);
+  }
+  worker.sync();
+}
+
+// backward_data of every block, and f(block) once the gradient of its output is complete.
+template <class T>
+template <class F>
+void Plan<T>::backward_each(const Run<T>& run, const Worker& worker, F&& f) {
+  for (std::size_t i = blocks_.size(); i-- > 0;) {
+    blocks_[i]->backward_data(run, worker);
+    worker.sync();
+    f(*blocks_[i]);
+    worker.sync();
+  }
+}
+
+template <class T>
+void Plan<T>::per_sample_gradients(const Run<T>& run, const Worker& worker, T* rows, Index ld) {
+  for (std::size_t i = 0; i < parameter_uses_.size(); ++i) {
+    if (parameter_uses_[i] > 0) continue;  // no block writes it
+    const Parameter& p = graph_->parameters()[i];
+    worker.for_each(count_, [&](Index s) { std::fill_n(rows + s * ld + p.offset, p.size, T(0)); });
+  }
+  backward_each(run, worker, [&](Block<T>& block) { block.per_sample_gradients(worker, rows, ld); });
+}
+
+template <class T>
+void Plan<T>::per_sample_squared_norms(const Run<T>& run, const Worker& worker, T* norms) {
+  if (worker.leader()) std::fill_n(norms, count_, T(0));
+  backward_each(run, worker, [&](Block<T>& block) { block.per_sample_squared_norms(worker, norms); });
+}
+
+template <class T>
+void Plan<T>::per_sample_products(const Run<T>& run, const Worker& worker, const T* v, T* products) {
+  if (worker.leader()) std::fill_n(products, count_, T(0));
+  backward_each(run, worker, [&](Block<T>& block) { block.per_sample_products(worker, v, products); });
+}
+
+template <class T>
+void Plan<T>::per_sample_squares(const Run<T>& run, const Worker& worker, T* sum, bool accumulate) {
+  backward_each(run, worker, [&](Block<T>& block) { block.per_sample_squares(worker, sum, accumulate); });
 }
 
 template class Plan<float>;

@@ -1,7 +1,8 @@
 #include "gradstack/program.hpp"
 
 #include <algorithm>
-#include <cstring>
+
+#include "rows.hpp"
 
 namespace gradstack {
 namespace {
@@ -23,42 +24,6 @@ template <class T> Run<T> make_run(const T* w, CallOptions options, TeamError* e
   return run;
 }
 
-// Binds samples [first, first + count) of x: where they lie, or gathered into the plan's rows.
-template <class T>
-void bind_rows(Plan<T>& plan, const std::vector<RowSource>& x, Index first, Index count) {
-  plan.set_count(count);
-  for (std::size_t i = 0; i < x.size(); ++i) {
-    if (is_native<T>(x[i])) {
-      plan.bind_input(i, reinterpret_cast<const T*>(x[i].data + first * x[i].row_stride),
-                      x[i].row_stride / static_cast<Index>(sizeof(T)));
-      continue;
-    }
-    T* rows = plan.input_rows(i);
-    for (Index j = 0; j < count; ++j) gather_row(x[i], first + j, rows + j * x[i].cols);
-    plan.bind_input(i, rows, x[i].cols);
-  }
-}
-
-// One block of a variable as rows of the caller's array.
-template <class T>
-void copy_out(const Plan<T>& plan, const T* blocks, Index d, Index block, T* rows) {
-  const Index lanes = plan.lanes();
-  plan.kernels().block_to_rows(plan.block_samples(block), d, lanes, blocks + block * d * lanes,
-                               rows + block * lanes * d, d, false);
-}
-
-// Rows into one block whose padding lanes are zero.
-template <class T>
-void copy_in(const Plan<T>& plan, const T* rows, Index d, Index block, bool accumulate, T* blocks) {
-  const Index lanes = plan.lanes(), n = plan.block_samples(block);
-  for (Index j = 0; j < d; ++j)
-    for (Index l = 0; l < lanes; ++l) {
-      T& to = blocks[(block * d + j) * lanes + l];
-      const T value = rows && l < n ? rows[(block * lanes + l) * d + j] : T(0);
-      to = accumulate ? to + value : value;
-    }
-}
-
 }  // namespace
 
 template <class T>
@@ -66,7 +31,7 @@ Linearization<T>::Linearization(std::shared_ptr<const Graph> graph, const Kernel
                                 const std::vector<RowSource>& x, Index count, bool tangents,
                                 CallOptions options)
     : plan_(graph, kernels, {.batch = count, .fuse = true, .gradients = true, .want_dx = true, .want_dw = true,
-                             .tangents = tangents, .frozen = {}}),
+                             .jet_order = tangents ? 1 : 0, .parameter_tangents = tangents, .frozen = {}}),
       options_(options), w_(w, w + graph->n_params()),
       workers_(threads_for(flops_per_sample(*graph) * static_cast<double>(count), options.threads)) {
   // A pullback belongs to its own point: it must not see what the caller does to x afterwards.
@@ -88,7 +53,7 @@ template <class T> void Linearization<T>::call(const std::function<void(const Wo
 
 template <class T> void Linearization<T>::output(std::size_t i, T* rows) {
   const Variable<T>& v = plan_.variable(graph().outputs()[i]);
-  for (Index b = 0; b < plan_.blocks(); ++b) copy_out(plan_, v.value, v.d, b, rows);
+  for (Index b = 0; b < plan_.blocks(); ++b) block_out(plan_, v.value, v.d, b, rows, v.d);
 }
 
 template <class T>
@@ -106,14 +71,14 @@ void Linearization<T>::vjp(const std::vector<const T*>& dys, const std::vector<T
   call([&](const Worker& worker) {
     for (std::size_t i = 0; i < dys.size(); ++i) {
       Variable<T>& v = plan_.variable(graph().outputs()[i]);
-      worker.for_each(plan_.blocks(), [&](Index b) { copy_in(plan_, dys[i], v.d, b, again[i] != 0, v.grad); });
+      worker.for_each(plan_.blocks(), [&](Index b) { block_in(plan_, dys[i], v.d, b, v.grad, v.d, 1, again[i] != 0); });
     }
     worker.sync();
     plan_.backward(run_, worker);
     for (std::size_t i = 0; i < dxs.size(); ++i) {
       if (!dxs[i]) continue;
       const Variable<T>& v = plan_.variable(graph().inputs()[i]);
-      worker.for_each(plan_.blocks(), [&](Index b) { copy_out(plan_, v.grad, v.d, b, dxs[i]); });
+      worker.for_each(plan_.blocks(), [&](Index b) { block_out(plan_, v.grad, v.d, b, dxs[i], v.d); });
     }
   });
 }
@@ -124,13 +89,13 @@ void Linearization<T>::jvp(const std::vector<const T*>& dxs, const T* dw, const 
   call([&](const Worker& worker) {
     for (std::size_t i = 0; i < dxs.size(); ++i) {
       Variable<T>& v = plan_.variable(graph().inputs()[i]);
-      worker.for_each(plan_.blocks(), [&](Index b) { copy_in(plan_, dxs[i], v.d, b, false, v.tangent); });
+      worker.for_each(plan_.blocks(), [&](Index b) { block_in(plan_, dxs[i], v.d, b, v.tangent, v.d); });
     }
     worker.sync();
-    plan_.jvp(run_, worker);
+    plan_.push(run_, worker);
     for (std::size_t i = 0; i < dys.size(); ++i) {
       const Variable<T>& v = plan_.variable(graph().outputs()[i]);
-      worker.for_each(plan_.blocks(), [&](Index b) { copy_out(plan_, v.tangent, v.d, b, dys[i]); });
+      worker.for_each(plan_.blocks(), [&](Index b) { block_out(plan_, v.tangent, v.d, b, dys[i], v.d); });
     }
   });
 }
@@ -181,7 +146,7 @@ void Program<T>::forward(const T* w, const std::vector<RowSource>& x, Index coun
   const auto copy_outputs = [&](Plan<T>& plan, const Worker& worker, Index first) {
     for (std::size_t i = 0; i < outs.size(); ++i) {
       const Variable<T>& v = plan.variable(graph_->outputs()[i]);
-      worker.for_each(plan.blocks(), [&](Index b) { copy_out(plan, v.value, v.d, b, outs[i] + first * v.d); });
+      worker.for_each(plan.blocks(), [&](Index b) { block_out(plan, v.value, v.d, b, outs[i] + first * v.d, v.d); });
     }
   };
   Run<T> run = make_run(w, options, &error);

@@ -76,7 +76,7 @@ void Trainer<T>::begin(T* w, const Batch& data, TargetSpec target, const FitOpti
   if (options_.batch_size <= 0 || options_.batch_size > data.count) options_.batch_size = data.count;
   position = Position{};
   order_epoch_ = -1;
-  order_.clear();
+  order_.resize(options_.shuffle && options_.batch_size < data.count ? static_cast<std::size_t>(data.count) : 0);
 }
 
 template <class T> Index Trainer<T>::steps_per_epoch() const {
@@ -85,8 +85,7 @@ template <class T> Index Trainer<T>::steps_per_epoch() const {
 
 // Selects the samples of the next step. A full batch needs no order.
 template <class T> void Trainer<T>::open_step() {
-  if (options_.shuffle && options_.batch_size < data_.count && order_epoch_ != position.epoch) {
-    order_.resize(static_cast<std::size_t>(data_.count));
+  if (!order_.empty() && order_epoch_ != position.epoch) {
     permutation(options_.seed, static_cast<std::uint64_t>(position.epoch), data_.count, order_.data());
     order_epoch_ = position.epoch;
   }

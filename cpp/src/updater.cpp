@@ -50,8 +50,14 @@ Updater<T>::Updater(const Graph& graph, const Kernels<T>& kernels, Optimizer<T>&
   const auto& parameters = graph.parameters();
   frozen_.resize(parameters.size(), 0);
   masks_.assign(parameters.size(), nullptr);
-  for (const Stage& stage : graph.stages())
+  std::vector<char> used(parameters.size(), 0);
+  for (const Stage& stage : graph.stages()) {
+    if (stage.weight_id >= 0) used[static_cast<std::size_t>(stage.weight_id)] = 1;
+    if (stage.bias_id >= 0) used[static_cast<std::size_t>(stage.bias_id)] = 1;
     if (stage.mask) masks_[static_cast<std::size_t>(stage.weight_id)] = stage.mask.get();
+  }
+  // What no block uses has no gradient: not even weight decay moves it, as in PyTorch.
+  for (std::size_t i = 0; i < used.size(); ++i) frozen_[i] = frozen_[i] || !used[i];
   for (std::size_t i = 0; i < parameters.size(); ++i)
     for (Index at = 0; at < parameters[i].size && !frozen_[i]; at += kPiece)
       pieces_.push_back({static_cast<int>(i), at, std::min(kPiece, parameters[i].size - at)});

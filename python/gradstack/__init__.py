@@ -6,31 +6,33 @@ for training, and `vjp`, `jvp`, `value_and_grad` and `backprop` for derivatives.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gradstack import _core, nn, optim
-from gradstack import _pointwise as _pointwise
+from gradstack import _core, _functions, nn, optim
 from gradstack._backprop import Backprop, Stage, backprop
 from gradstack._callbacks import STOP, EarlyStopping
 from gradstack._checkpoint import Checkpoint
+from gradstack._fit import fit
+from gradstack._functions import *  # noqa: F403
 from gradstack._history import History
 from gradstack._pointwise import log_softmax, softmax
 from gradstack._random import seed
 from gradstack._trace import concat
-from gradstack.fit import fit
+from gradstack._trainer import Trainer
 from gradstack.functional import apply, jvp, value_and_grad, vjp
-from gradstack.trainer import Trainer
+
+if TYPE_CHECKING:
+    from gradstack.interop import export_onnx, from_torch
+    from gradstack.io import load, save
 
 __version__: str = _core.__version__
 
 
 def show_config() -> dict[str, Any]:
-    """What runs: backend, instruction set and why, what else is available, threads, version."""
+    """Backend and instruction set in use and why, what else there is, threads, version."""
     config: dict[str, Any] = _core.show_config()
     return config
 
-
-globals().update(_pointwise.FUNCTIONS)
 
 # Needed only by those who save, load or convert: not worth everybody's import time.
 _LAZY = {
@@ -80,5 +82,5 @@ __all__ = [
     "softmax",
     "value_and_grad",
     "vjp",
-    *_pointwise.FUNCTIONS,
 ]
+__all__ += _functions.__all__

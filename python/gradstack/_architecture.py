@@ -26,7 +26,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 FORMAT = 1
 
 
-class Opaque(ValueError):
+class OpaqueError(ValueError):
     """A net with a block written in Python, which cannot be written down."""
 
 
@@ -35,7 +35,7 @@ def describe(net: Module) -> Config:
 
     Raises
     ------
-    Opaque
+    OpaqueError
         The net has a block written in Python.
     ValueError
         The net is not a tree of the library's modules and has not been traced.
@@ -80,7 +80,7 @@ def build(config: Config, shapes: Shapes) -> Module:
         for slot, canonical in config["tied"]:
             path, _, name = slot.rpartition(".")
             setattr(net.get_submodule(path), name, net.get_parameter(canonical))
-        names = {name: parameter for name, parameter in net.named_parameters()}
+        names = dict(net.named_parameters())
         for name in config["frozen"]:
             names[name].requires_grad = False
         if "sample_shapes" in config:
@@ -136,8 +136,8 @@ def _build_tree(
         key: _build_tree(child, f"{path}.{key}" if path else key, shapes, dtype, seen)
         for key, child in config["children"]
     }
-    net: Module = nn.Sequential(children) if name == "Sequential" else _CONTAINERS[name](
-        *children.values()
+    net: Module = (
+        nn.Sequential(children) if name == "Sequential" else _CONTAINERS[name](*children.values())
     )
     seen[path] = net
     return net
@@ -155,7 +155,7 @@ def _graph(net: Module) -> Config:
             continue
         name, kind = stage["name"], stage["kind"]
         if kind == "opaque":
-            raise Opaque(f"block {name!r} is written in Python")
+            raise OpaqueError(f"block {name!r} is written in Python")
         step: Config = {"kind": kind, "name": name, "inputs": list(stage["inputs"])}
         block = compiled.blocks[name]
         path = paths.get(id(block)) if isinstance(block, Module) else None
@@ -309,7 +309,7 @@ _Leaf = tuple[Callable[[Any], Config], Callable[[_Place, Config], Module]]
 
 
 def _plain(name: str, *attributes: str) -> _Leaf:
-    """A layer whose constructor takes the attributes it keeps."""
+    """Handle a layer whose constructor takes the attributes it keeps."""
 
     def describe_plain(module: Any) -> Config:
         return {attribute: getattr(module, attribute) for attribute in attributes}

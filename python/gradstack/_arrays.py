@@ -28,10 +28,7 @@ def as_real(value: Any, name: str) -> Array:
     ValueError
         `value` is ragged or has masked entries.
     """
-    if type(value) is np.ndarray:
-        array = value
-    else:
-        array = _to_numpy(value, name)
+    array = value if type(value) is np.ndarray else _to_numpy(value, name)
     if array.dtype.kind == "O" and hasattr(value, "dtypes") and not _hint(value):
         array = np.asarray(value, np.float64)  # a frame of several numeric column types
     if array.dtype.kind not in "fiub":
@@ -122,7 +119,9 @@ def as_vector(value: Any, n: int, dtype: np.dtype[Any], name: str) -> Array:
     return array
 
 
-def as_number(value: Any, name: str, *, low: float | None = None, high: float | None = None) -> float:
+def as_number(
+    value: Any, name: str, *, low: float | None = None, high: float | None = None
+) -> float:
     """`value` as a finite float within [low, high].
 
     Raises
@@ -173,7 +172,9 @@ def first_non_finite(array: Array, dtype: np.dtype[Any] | None = None) -> int | 
     """The first row that holds NaN or infinity (or, given `dtype`, a value too large for it)."""
     if array.dtype.kind != "f" or array.size == 0:
         return None
-    largest = np.finfo(dtype).max if dtype is not None and _may_overflow(array.dtype, dtype) else None
+    largest = (
+        np.finfo(dtype).max if dtype is not None and _may_overflow(array.dtype, dtype) else None
+    )
     rows = array.shape[0]
     step = max(1, _CHUNK // max(1, array.size // rows))
     for begin in range(0, rows, step):

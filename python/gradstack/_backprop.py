@@ -44,8 +44,9 @@ class Stage:
     """
 
     __slots__ = (
-        "_context", "block", "dw", "dz", "inputs", "jac_w", "jac_z", "kind", "name", "out", "w", "z",
-    )  # fmt: skip
+        *("_context", "block", "dw", "dz", "inputs", "jac_w"),
+        *("jac_z", "kind", "name", "out", "w", "z"),
+    )
 
     name: str
     block: Any
@@ -233,9 +234,7 @@ def backprop(
         vector, inputs.xs, target, cost._core_cost(inputs.dtype), per_sample=bool(per_sample)
     )
     graph = {row["name"]: row for row in inputs.compiled.graph.stages()}
-    stages = [
-        _make_stage(inputs, graph, row, vector, bool(per_sample)) for row in result["stages"]
-    ]
+    stages = [_make_stage(inputs, graph, row, vector, bool(per_sample)) for row in result["stages"]]
     if jacobians:
         for stage in stages:
             stage.jac_z = stage.jacobian_z()

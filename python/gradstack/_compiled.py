@@ -1,8 +1,8 @@
 """Traced nets: the graph of a module for a sample shape, its programs, and calls on arrays.
 
 Also the rule that tells one sample from a batch. Sample shapes come from, in this order: what was
-learned (``net.trace``, ``gs.fit``, the first call), what the net knows (its first Linear), or trying
-``x.shape`` and then ``x.shape[1:]``.
+learned (``net.trace``, ``gs.fit``, the first call), what the net knows (its first Linear), or
+trying ``x.shape`` and then ``x.shape[1:]``.
 """
 
 from __future__ import annotations
@@ -138,8 +138,8 @@ class Inputs:
         compiled = self.compiled
         result = []
         for y, shape, discrete in zip(ys, compiled.out_shapes, compiled.discrete, strict=True):
-            y = y.reshape(shape if self.single else (self.count, *shape))
-            result.append(y.astype(np.int64) if discrete else y)
+            shaped = y.reshape(shape if self.single else (self.count, *shape))
+            result.append(shaped.astype(np.int64) if discrete else shaped)
         return result[0] if compiled.single_output else tuple(result)
 
     def inputs(self, dxs: Sequence[Array]) -> Any:
@@ -257,9 +257,7 @@ def _match(
 ) -> Inputs:
     """Read inputs whose sample shapes are known."""
     if len(arrays) != len(shapes):
-        raise ValueError(
-            f"[{type(net).__name__}] got {len(arrays)} inputs, expected {len(shapes)}"
-        )
+        raise ValueError(f"[{type(net).__name__}] got {len(arrays)} inputs, expected {len(shapes)}")
     single: bool | None = None
     for array, shape, name in zip(arrays, shapes, names, strict=True):
         if array.shape == shape:
@@ -288,9 +286,7 @@ def _mismatch(owner: str, name: str, got: Shape, expected: Shape) -> str:
     )
 
 
-def _same_count(
-    owner: str, arrays: Sequence[Array], names: Sequence[str], single: bool
-) -> None:
+def _same_count(owner: str, arrays: Sequence[Array], names: Sequence[str], single: bool) -> None:
     if single:
         return
     for array, name in zip(arrays, names, strict=True):

@@ -143,6 +143,16 @@ def side_by_side(named: Sequence[tuple[str, Parameter]]) -> npt.NDArray[Any] | N
     return vector if end - begin == vector.size else vector[begin:end]
 
 
+def same_memory(a: npt.NDArray[Any] | None, b: npt.NDArray[Any]) -> bool:
+    """Whether two vectors are the same values in the same place."""
+    return (
+        a is not None
+        and a.dtype == b.dtype
+        and a.shape == b.shape
+        and a.__array_interface__["data"][0] == b.__array_interface__["data"][0]
+    )
+
+
 def move_into(
     vector: npt.NDArray[Any], modules: Sequence[Module], named: Sequence[tuple[str, Parameter]]
 ) -> None:

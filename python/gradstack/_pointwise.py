@@ -150,7 +150,8 @@ def derivative(op: str, params: tuple[float, ...], x: Any) -> Array:
     return dh
 
 
-def _make_function(op: Op) -> Callable[..., Any]:
+def make_function(op: Op) -> Callable[..., Any]:
+    """The function of a row of the op table, for arrays and traced variables."""
     x = inspect.Parameter("x", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     signature = inspect.Signature([x, *parameters_of(op.name)])
     plain = resolve(op.name, {p.name: p.default for p in parameters_of(op.name)})
@@ -196,9 +197,6 @@ def _function_doc(op: Op) -> str:
         "numpy.ndarray or variable\n"
         "    Same shape as x, float32 or float64.\n"
     )
-
-
-FUNCTIONS = {op.name: _make_function(op) for op in OPS.values() if op.module}
 
 
 def _over_features(kind: str, x: Any, dim: int) -> Any:

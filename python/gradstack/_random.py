@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-_generator: np.random.Generator | None = None
+_current: dict[str, np.random.Generator] = {}  # "generator", once there is one
 
 
 def seed(n: int | None) -> None:
@@ -25,22 +25,20 @@ def seed(n: int | None) -> None:
     >>> bool((a.weight == nn.Linear(3, 2).weight).all())
     True
     """
-    global _generator
-    _generator = np.random.default_rng(n)
+    _current["generator"] = np.random.default_rng(n)
 
 
 def resolve(generator: np.random.Generator | None) -> np.random.Generator:
     """`generator` itself, or the library's own."""
-    global _generator
     if generator is not None:
         if not isinstance(generator, np.random.Generator):
             raise TypeError(
                 f"generator must be a numpy.random.Generator, got {type(generator).__name__}"
             )
         return generator
-    if _generator is None:
-        _generator = np.random.default_rng()
-    return _generator
+    if "generator" not in _current:
+        seed(None)
+    return _current["generator"]
 
 
 def draw_seed() -> int:

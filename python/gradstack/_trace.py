@@ -139,9 +139,7 @@ class Var:
                 raise ShapeError(f"the slice {begin}:{end} of {n} features is empty")
             if end - begin == n:
                 return self
-            return self._tracer.add(
-                "slice", "slice", [self], (end - begin,), begin=begin, end=end
-            )
+            return self._tracer.add("slice", "slice", [self], (end - begin,), begin=begin, end=end)
         if hasattr(key, "__index__") and not isinstance(key, bool):
             i = key.__index__()
             if not -n <= i < n:
@@ -150,9 +148,7 @@ class Var:
         raise TraceError(f"features are selected by slices and integers, got {key!r}")
 
     def __iter__(self) -> NoReturn:
-        raise TraceError(
-            "a traced variable cannot be iterated over; slice its features, x[a:b]"
-        )
+        raise TraceError("a traced variable cannot be iterated over; slice its features, x[a:b]")
 
     # Arithmetic -------------------------------------------------------------------------------
 
@@ -168,7 +164,7 @@ class Var:
         return self._pair("add", self, other)
 
     def __radd__(self, other: Any) -> Var:
-        return self + other
+        return self.__add__(other)
 
     def __sub__(self, other: Any) -> Var:
         if is_number(other):
@@ -186,7 +182,7 @@ class Var:
         return self._pair("mul", self, other)
 
     def __rmul__(self, other: Any) -> Var:
-        return self * other
+        return self.__mul__(other)
 
     def __truediv__(self, other: Any) -> Var:
         if is_number(other):
@@ -207,8 +203,8 @@ class Var:
         for side in (left, right):
             if not isinstance(side, Var):
                 raise TraceError(
-                    f"{kind}: a traced variable combines with variables and with numbers, not with "
-                    f"{type(side).__name__}; trainable arrays enter through layers such as nn.Linear"
+                    f"{kind}: a traced variable combines with variables and numbers, not with "
+                    f"{type(side).__name__}; trainable arrays enter through layers (nn.Linear)"
                 )
         if left.shape != right.shape:
             raise ShapeError(f"{kind}: shapes {left.shape} and {right.shape} differ")
@@ -239,8 +235,8 @@ class Var:
     __le__ = _needs_values("a comparison")
     __gt__ = _needs_values("a comparison")
     __ge__ = _needs_values("a comparison")
-    __eq__ = _needs_values("a comparison")  # type: ignore[assignment]
-    __ne__ = _needs_values("a comparison")  # type: ignore[assignment]
+    __eq__ = _needs_values("a comparison")
+    __ne__ = _needs_values("a comparison")
     __hash__ = object.__hash__
 
 
@@ -309,7 +305,9 @@ class Tracer:
                 "assign it to an attribute in __init__ (lists of modules: nn.ModuleList)"
             ) from None
 
-    def pointwise(self, op: str, params: Sequence[float], x: Var, base: str, block: Any = None) -> Var:
+    def pointwise(
+        self, op: str, params: Sequence[float], x: Var, base: str, block: Any = None
+    ) -> Var:
         """Record z = op(x)."""
         return self.add(
             "pointwise", base, [x], x.shape, block=block, op=op, params=[float(p) for p in params]
@@ -358,10 +356,9 @@ class Tracer:
         final = []
         for y in outputs:
             # Every output is the work of a stage of its own: an input handed through is copied.
-            if y._name in seen or self.kinds[y._name] == "input":
-                y = self.pointwise("identity", (), y, "identity")
+            shared = y._name in seen or self.kinds[y._name] == "input"
+            final.append(self.pointwise("identity", (), y, "identity") if shared else y)
             seen.add(y._name)
-            final.append(y)
         self.graph.finish([y._name for y in final])
         return tuple(final), single
 
@@ -370,6 +367,10 @@ def input_names(root: Module, n: int) -> list[str]:
     """Names of the inputs: those of forward's arguments."""
     import inspect
 
+    # A net rebuilt from its graph takes any arguments, and knows what they were called.
+    declared: tuple[str, ...] = getattr(root, "_input_names", ())
+    if len(declared) == n:
+        return list(declared)
     names = [
         p.name
         for p in inspect.signature(root.forward).parameters.values()

@@ -87,6 +87,7 @@ class Pullback:
         self._n_params = n_params
 
     def __call__(self, dy: Any) -> tuple[Any, Array]:
+        """Multiply with the transposed Jacobians: (dx, dw)."""
         inputs = self._inputs
         rows = inputs.output_rows(dy, "dy")
         if inputs.count == 0:

@@ -54,14 +54,14 @@ def save(
     >>> gs.load("net.safetensors")[0]  # doctest: +SKIP
     Linear(in_features=4, out_features=8, bias=True)
     """
-    from gradstack._architecture import Opaque, describe
+    from gradstack._architecture import OpaqueError, describe
 
     extra = dict(metadata or {})
     if _KEY in extra:
         raise ValueError(f"metadata key {_KEY!r} is taken by the architecture")
     try:
         architecture = describe(net)
-    except Opaque as error:
+    except OpaqueError as error:
         architecture = {"missing": str(error)}
     header = {_KEY: json.dumps(architecture, separators=(",", ":")), **extra}
     tensors = {name: np.asarray(array) for name, array in net.named_parameters()}
@@ -138,9 +138,11 @@ def _build(metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> Mo
 
 def _fill(net: Module, tensors: Mapping[str, np.ndarray]) -> None:
     """Copy all tensors or none; shared parameters may come under one of their names or all."""
+    from gradstack.nn.state import state_slots
+
     state = dict(tensors)
     first: dict[int, str] = {}
-    for name, parameter in net._state_slots():
+    for name, parameter in state_slots(net):
         canonical = first.setdefault(id(parameter), name)
         if name not in state and canonical in state:
             state[name] = state[canonical]

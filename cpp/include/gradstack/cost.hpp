@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -34,6 +35,11 @@ template <class T> class Cost {
   virtual void block(const Kernels<T>&, CostArgs<T>) const {}
   virtual void rows(Index /*count*/, Index /*d*/, const T* /*ybar*/, Index /*dy*/, const T* /*y*/,
                     const std::int64_t* /*labels*/, T* /*loss*/, T* /*grad*/) const {}
+  // hv = (d2L/dybar2) v, (count, d) each. Throws std::invalid_argument where the cost has none.
+  virtual void curvature_rows(Index /*count*/, Index /*d*/, const T* /*ybar*/, Index /*dy*/, const T* /*y*/,
+                              const std::int64_t* /*labels*/, const T* /*v*/, T* /*hv*/) const {
+    throw std::invalid_argument("cost: it has no second derivative");
+  }
 
  protected:
   Reduction reduction_ = Reduction::Mean;

@@ -29,10 +29,10 @@ struct CostInfo {
   int n_params = 0;
   Param params[kMaxCostParams] = {};
   TargetKind target = TargetKind::kDense;
-  bool mean = true;        // L is a mean over components (else a sum, or row-wise)
-  int ybar_per_y = 1;      // d = ybar_per_y * dy for dense targets
+  bool mean = true;            // L is a mean over components (else a sum, or row-wise)
+  int ybar_per_y = 1;          // d = ybar_per_y * dy for dense targets
   bool class_weights = false;  // accepts CostArgs::weight
-  bool has_second = true;  // false: piecewise linear, the Hessian is 0 wherever it exists
+  bool has_second = true;      // false: piecewise linear, the Hessian is 0 wherever it exists
 };
 
 inline namespace GRADSTACK_UNIT {
@@ -43,10 +43,10 @@ using namespace math;
 // The lecture's ||y - ybar||^2.
 struct SquaredError {
   static constexpr CostInfo info{.name = "SquaredError", .mean = false};
-  explicit SquaredError(const double*) {}
-  template <class V> GS_INLINE V value(V ybar, V y) const { return (ybar - y) * (ybar - y); }
-  template <class V> GS_INLINE V d1(V ybar, V y) const { return V(2) * (ybar - y); }
-  template <class V> GS_INLINE V d2(V, V) const { return V(2); }
+  GS_HD explicit SquaredError(const double*) {}
+  template <class V> GS_HD GS_INLINE V value(V ybar, V y) const { return (ybar - y) * (ybar - y); }
+  template <class V> GS_HD GS_INLINE V d1(V ybar, V y) const { return V(2) * (ybar - y); }
+  template <class V> GS_HD GS_INLINE V d2(V, V) const { return V(2); }
 };
 
 struct MSELoss : SquaredError {
@@ -56,26 +56,26 @@ struct MSELoss : SquaredError {
 
 struct L1Loss {
   static constexpr CostInfo info{.name = "L1Loss", .has_second = false};
-  explicit L1Loss(const double*) {}
-  template <class V> GS_INLINE V value(V ybar, V y) const { return abs(ybar - y); }
-  template <class V> GS_INLINE V d1(V ybar, V y) const { return sign(ybar - y); }
-  template <class V> GS_INLINE V d2(V, V) const { return V(0); }
+  GS_HD explicit L1Loss(const double*) {}
+  template <class V> GS_HD GS_INLINE V value(V ybar, V y) const { return abs(ybar - y); }
+  template <class V> GS_HD GS_INLINE V d1(V ybar, V y) const { return sign(ybar - y); }
+  template <class V> GS_HD GS_INLINE V d2(V, V) const { return V(0); }
 };
 
 // curvature e^2 / 2 up to |e| = knee, the tangent of slope `slope` beyond.
 class Knee {
  public:
-  Knee(double knee, double curvature, double slope)
+  GS_HD Knee(double knee, double curvature, double slope)
       : knee_(knee), curvature_(curvature), slope_(slope) {}
-  template <class V> GS_INLINE V value(V ybar, V y) const {
+  template <class V> GS_HD GS_INLINE V value(V ybar, V y) const {
     const V e = abs(ybar - y);
     return select(e < V(knee_), V(0.5 * curvature_) * e * e, V(slope_) * (e - V(0.5 * knee_)));
   }
-  template <class V> GS_INLINE V d1(V ybar, V y) const {
+  template <class V> GS_HD GS_INLINE V d1(V ybar, V y) const {
     const V e = ybar - y;
     return select(abs(e) < V(knee_), V(curvature_) * e, V(slope_) * sign(e));
   }
-  template <class V> GS_INLINE V d2(V ybar, V y) const {
+  template <class V> GS_HD GS_INLINE V d2(V ybar, V y) const {
     return select(abs(ybar - y) < V(knee_), V(curvature_), V(0));
   }
 
@@ -85,45 +85,45 @@ class Knee {
 
 struct HuberLoss : Knee {
   static constexpr CostInfo info{.name = "HuberLoss", .n_params = 1, .params = {{"delta", 1.0}}};
-  explicit HuberLoss(const double* p) : Knee(p[0], 1.0, p[0]) {}
+  GS_HD explicit HuberLoss(const double* p) : Knee(p[0], 1.0, p[0]) {}
 };
 
 // beta = 0 is L1Loss.
 struct SmoothL1Loss : Knee {
   static constexpr CostInfo info{.name = "SmoothL1Loss", .n_params = 1, .params = {{"beta", 1.0}}};
-  explicit SmoothL1Loss(const double* p) : Knee(p[0], p[0] > 0.0 ? 1.0 / p[0] : 0.0, 1.0) {}
+  GS_HD explicit SmoothL1Loss(const double* p) : Knee(p[0], p[0] > 0.0 ? 1.0 / p[0] : 0.0, 1.0) {}
 };
 
 // ybar is a probability. As in PyTorch logarithms stop at -100 and the gradient divides by at least
 // 1e-12 (in single precision, hence the f).
 struct BCELoss {
   static constexpr CostInfo info{.name = "BCELoss"};
-  explicit BCELoss(const double*) {}
-  template <class V> GS_INLINE V value(V ybar, V y) const {
+  GS_HD explicit BCELoss(const double*) {}
+  template <class V> GS_HD GS_INLINE V value(V ybar, V y) const {
     const V log_p = maximum(V(-100), log(ybar));
     const V log_q = maximum(V(-100), log1p(-ybar));
     return (y - V(1)) * log_q - y * log_p;
   }
-  template <class V> GS_INLINE V d1(V ybar, V y) const { return (ybar - y) / variance(ybar); }
-  template <class V> GS_INLINE V d2(V ybar, V y) const {
+  template <class V> GS_HD GS_INLINE V d1(V ybar, V y) const { return (ybar - y) / variance(ybar); }
+  template <class V> GS_HD GS_INLINE V d2(V ybar, V y) const {
     const V v = variance(ybar);
     return (ybar * ybar - V(2) * ybar * y + y) / v / v;
   }
 
  private:
-  template <class V> static GS_INLINE V variance(V p) {
+  template <class V> static GS_HD GS_INLINE V variance(V p) {
     return maximum(V(1e-12f), (V(1) - p) * p);
   }
 };
 
 struct BCEWithLogitsLoss {
   static constexpr CostInfo info{.name = "BCEWithLogitsLoss"};
-  explicit BCEWithLogitsLoss(const double*) {}
-  template <class V> GS_INLINE V value(V ybar, V y) const {
+  GS_HD explicit BCEWithLogitsLoss(const double*) {}
+  template <class V> GS_HD GS_INLINE V value(V ybar, V y) const {
     return (V(1) - y) * ybar + log1p_exp(-ybar);
   }
-  template <class V> GS_INLINE V d1(V ybar, V y) const { return sigmoid(ybar) - y; }
-  template <class V> GS_INLINE V d2(V ybar, V) const {
+  template <class V> GS_HD GS_INLINE V d1(V ybar, V y) const { return sigmoid(ybar) - y; }
+  template <class V> GS_HD GS_INLINE V d2(V ybar, V) const {
     const Logistic<V> l = logistic(ybar);
     return l.p * l.q;
   }
@@ -136,9 +136,9 @@ class PoissonNLLLoss {
   static constexpr CostInfo info{.name = "PoissonNLLLoss",
                                  .n_params = 3,
                                  .params = {{"log_input", 1.0}, {"full", 0.0}, {"eps", 1e-8}}};
-  explicit PoissonNLLLoss(const double* p)
+  GS_HD explicit PoissonNLLLoss(const double* p)
       : log_input_(p[0] != 0.0), full_(p[1] != 0.0), eps_(p[2]) {}
-  template <class V> GS_INLINE V value(V ybar, V y) const {
+  template <class V> GS_HD GS_INLINE V value(V ybar, V y) const {
     V loss = log_input_ ? exp(ybar) - y * ybar : ybar - y * log(ybar + V(eps_));
     if (full_) {
       const V stirling = y * log(y) - y + V(0.5) * log(V(6.283185307179586477) * y);
@@ -146,10 +146,10 @@ class PoissonNLLLoss {
     }
     return loss;
   }
-  template <class V> GS_INLINE V d1(V ybar, V y) const {
+  template <class V> GS_HD GS_INLINE V d1(V ybar, V y) const {
     return log_input_ ? exp(ybar) - y : V(1) - y / (ybar + V(eps_));
   }
-  template <class V> GS_INLINE V d2(V ybar, V y) const {
+  template <class V> GS_HD GS_INLINE V d2(V ybar, V y) const {
     return log_input_ ? exp(ybar) : y / ((ybar + V(eps_)) * (ybar + V(eps_)));
   }
 
@@ -161,17 +161,15 @@ class PoissonNLLLoss {
 // ybar is a log-probability; y a probability (0 log 0 = 0) or, with log_target, its logarithm.
 class KLDivLoss {
  public:
-  static constexpr CostInfo info{.name = "KLDivLoss",
-                                 .n_params = 1,
-                                 .params = {{"log_target", 0.0}},
-                                 .has_second = false};
-  explicit KLDivLoss(const double* p) : log_target_(p[0] != 0.0) {}
-  template <class V> GS_INLINE V value(V ybar, V y) const {
+  static constexpr CostInfo info{
+      .name = "KLDivLoss", .n_params = 1, .params = {{"log_target", 0.0}}, .has_second = false};
+  GS_HD explicit KLDivLoss(const double* p) : log_target_(p[0] != 0.0) {}
+  template <class V> GS_HD GS_INLINE V value(V ybar, V y) const {
     if (log_target_) return exp(y) * (y - ybar);
     return select(y == V(0), V(0), y * log(y)) - y * ybar;
   }
-  template <class V> GS_INLINE V d1(V, V y) const { return log_target_ ? -exp(y) : -y; }
-  template <class V> GS_INLINE V d2(V, V) const { return V(0); }
+  template <class V> GS_HD GS_INLINE V d1(V, V y) const { return log_target_ ? -exp(y) : -y; }
+  template <class V> GS_HD GS_INLINE V d2(V, V) const { return V(0); }
 
  private:
   bool log_target_;
@@ -184,16 +182,16 @@ class HingeEmbeddingLoss {
                                  .n_params = 1,
                                  .params = {{"margin", 1.0}},
                                  .has_second = false};
-  explicit HingeEmbeddingLoss(const double* p) : margin_(p[0]) {}
-  template <class V> GS_INLINE V value(V ybar, V y) const {
+  GS_HD explicit HingeEmbeddingLoss(const double* p) : margin_(p[0]) {}
+  template <class V> GS_HD GS_INLINE V value(V ybar, V y) const {
     const V hinge = maximum(V(0), V(margin_) - ybar);
     return select(y != V(-1), ybar, V(0)) + select(y != V(1), hinge, V(0));
   }
-  template <class V> GS_INLINE V d1(V ybar, V y) const {
+  template <class V> GS_HD GS_INLINE V d1(V ybar, V y) const {
     const V hinge = select(V(margin_) - ybar >= V(0), V(-1), V(0));
     return select(y != V(-1), V(1), V(0)) + select(y != V(1), hinge, V(0));
   }
-  template <class V> GS_INLINE V d2(V, V) const { return V(0); }
+  template <class V> GS_HD GS_INLINE V d2(V, V) const { return V(0); }
 
  private:
   double margin_;
@@ -205,16 +203,16 @@ class QuantileLoss {
  public:
   static constexpr CostInfo info{
       .name = "QuantileLoss", .n_params = 1, .params = {{"q", 0.5}}, .has_second = false};
-  explicit QuantileLoss(const double* p) : q_(p[0]) {}
-  template <class V> GS_INLINE V value(V ybar, V y) const {
+  GS_HD explicit QuantileLoss(const double* p) : q_(p[0]) {}
+  template <class V> GS_HD GS_INLINE V value(V ybar, V y) const {
     const V e = y - ybar;
     return select(e > V(0), V(q_), V(q_ - 1)) * e;
   }
-  template <class V> GS_INLINE V d1(V ybar, V y) const {
+  template <class V> GS_HD GS_INLINE V d1(V ybar, V y) const {
     const V e = y - ybar;
     return select(e > V(0), V(-q_), select(e < V(0), V(1 - q_), V(0)));
   }
-  template <class V> GS_INLINE V d2(V, V) const { return V(0); }
+  template <class V> GS_HD GS_INLINE V d2(V, V) const { return V(0); }
 
  private:
   double q_;
@@ -228,12 +226,12 @@ class GaussianNLLLoss {
                                  .n_params = 2,
                                  .params = {{"full", 0.0}, {"eps", 1e-6}},
                                  .ybar_per_y = 2};
-  explicit GaussianNLLLoss(const double* p) : full_(p[0] != 0.0), eps_(p[1]) {}
+  GS_HD explicit GaussianNLLLoss(const double* p) : full_(p[0] != 0.0), eps_(p[1]) {}
 
-  template <class V, class T> void lanes(const CostArgs<T>& a, Index first, Index n) const {
+  template <class V, class T> GS_HD void lanes(const CostArgs<T>& a, Index first, Index n) const {
     using L = Lanes<V>;
     const bool wants_scale = a.grad != nullptr || a.hv != nullptr;
-    const V mean(1.0 / static_cast<double>(a.dy));
+    const V mean = V(1.0 / static_cast<double>(a.dy));
     const V scale = wants_scale ? L::load(a.scale + first, n) * mean : V(0);
     V sum(0);
     for (Index i = 0; i < a.dy; ++i) {
@@ -254,7 +252,7 @@ class GaussianNLLLoss {
         L::store(a.hv + var_at, scale * (cross * v_mu + (er * er - V(0.5) * r) * r * v_var), n);
       }
     }
-    const V constant(full_ ? 0.91893853320467274178 : 0.0);  // log(2 pi) / 2
+    const V constant = V(full_ ? 0.91893853320467274178 : 0.0);  // log(2 pi) / 2
     if (a.loss != nullptr) L::store(a.loss + first, mean * sum + constant, n);
   }
 
@@ -270,9 +268,9 @@ struct NLLLoss {
                                  .mean = false,
                                  .class_weights = true,
                                  .has_second = false};
-  explicit NLLLoss(const double*) {}
+  GS_HD explicit NLLLoss(const double*) {}
 
-  template <class V, class T> void lanes(const CostArgs<T>& a, Index first, Index n) const {
+  template <class V, class T> GS_HD void lanes(const CostArgs<T>& a, Index first, Index n) const {
     using L = Lanes<V>;
     for (Index i = 0; i < a.d; ++i) {
       if (a.grad != nullptr) L::store(a.grad + i * a.lanes + first, V(0), n);
@@ -299,9 +297,9 @@ class CrossEntropyLoss {
                                  .target = TargetKind::kLabelsOrDense,
                                  .mean = false,
                                  .class_weights = true};
-  explicit CrossEntropyLoss(const double* p) : smoothing_(p[0]) {}
+  GS_HD explicit CrossEntropyLoss(const double* p) : smoothing_(p[0]) {}
 
-  template <class V, class T> void lanes(const CostArgs<T>& a, Index first, Index n) const {
+  template <class V, class T> GS_HD void lanes(const CostArgs<T>& a, Index first, Index n) const {
     using L = Lanes<V>;
     V peak = L::load(a.ybar + first, n);
     for (Index i = 1; i < a.d; ++i) peak = maximum(L::load(a.ybar + i * a.lanes + first, n), peak);
@@ -366,8 +364,8 @@ class CrossEntropyLoss {
 
  private:
   template <class V, class T>
-  GS_INLINE V spread_target(const CostArgs<T>& a, Index i, Index first, Index n) const {
-    V t(smoothing_ / static_cast<double>(a.d));
+  GS_HD GS_INLINE V spread_target(const CostArgs<T>& a, Index i, Index first, Index n) const {
+    V t = V(smoothing_ / static_cast<double>(a.d));
     if (a.label == nullptr) {
       t += V(1.0 - smoothing_) * Lanes<V>::load(a.y + i * a.lanes + first, n);
     }
@@ -390,14 +388,14 @@ concept RowCost = requires(const C c, const CostArgs<double>& a) {
 };
 
 template <class C>
-concept Cost = (ElementwiseCost<C> || RowCost<C>) && std::is_constructible_v<C, const double*> &&
-               std::is_same_v<decltype(C::info), const CostInfo> &&
+concept Cost = (ElementwiseCost<C> || RowCost<C>)&&std::is_constructible_v<
+                   C, const double*>&& std::is_same_v<decltype(C::info), const CostInfo> &&
                (C::info.n_params <= kMaxCostParams);
 
 template <class V, ElementwiseCost C, class T>
-GS_INLINE void elementwise_lanes(const C& cost, const CostArgs<T>& a, Index first, Index n) {
+GS_HD GS_INLINE void elementwise_lanes(const C& cost, const CostArgs<T>& a, Index first, Index n) {
   using L = Lanes<V>;
-  const V mean(C::info.mean ? 1.0 / static_cast<double>(a.d) : 1.0);
+  const V mean = V(C::info.mean ? 1.0 / static_cast<double>(a.d) : 1.0);
   const bool wants_scale = a.grad != nullptr || a.hv != nullptr;
   const V scale = wants_scale ? L::load(a.scale + first, n) * mean : V(0);
   V sum(0);
@@ -414,9 +412,9 @@ GS_INLINE void elementwise_lanes(const C& cost, const CostArgs<T>& a, Index firs
 }  // namespace costs
 
 // Cost C on one block, V = T (scalar) or Vec<T>. Computed is what the arguments have room for:
-// loss, grad, hv may each be null; scale is read for grad and hv, v for hv. Outputs must not overlap
-// inputs or each other. Labels are valid classes: the caller has checked them.
-template <class C, class V, class T> void cost_block(const CostArgs<T>& a) {
+// loss, grad, hv may each be null; scale is read for grad and hv, v for hv. Outputs must not
+// overlap inputs or each other. Labels are valid classes: the caller has checked them.
+template <class C, class V, class T> GS_HD void cost_block(const CostArgs<T>& a) {
   const C cost(a.p);
   for (Index first = 0; first < a.lanes; first += Lanes<V>::width) {
     const Index left = a.lanes - first;
@@ -431,7 +429,7 @@ template <class C, class V, class T> void cost_block(const CostArgs<T>& a) {
 
 // What sample l adds to the divisor of the average loss: its class weight when targets are labels
 // and classes are weighted, otherwise 1.
-template <class T> GS_INLINE T sample_normaliser(const CostArgs<T>& a, Index l) {
+template <class T> GS_HD GS_INLINE T sample_normaliser(const CostArgs<T>& a, Index l) {
   return a.label != nullptr && a.weight != nullptr ? a.weight[a.label[l]] : T(1);
 }
 
@@ -442,11 +440,10 @@ template <class... Cs> struct CostList {
 };
 
 // A CostId is a position in this list.
-using Costs =
-    CostList<costs::SquaredError, costs::MSELoss, costs::L1Loss, costs::SmoothL1Loss,
-             costs::HuberLoss, costs::CrossEntropyLoss, costs::NLLLoss, costs::BCELoss,
-             costs::BCEWithLogitsLoss, costs::PoissonNLLLoss, costs::GaussianNLLLoss,
-             costs::KLDivLoss, costs::HingeEmbeddingLoss, costs::QuantileLoss>;
+using Costs = CostList<costs::SquaredError, costs::MSELoss, costs::L1Loss, costs::SmoothL1Loss,
+                       costs::HuberLoss, costs::CrossEntropyLoss, costs::NLLLoss, costs::BCELoss,
+                       costs::BCEWithLogitsLoss, costs::PoissonNLLLoss, costs::GaussianNLLLoss,
+                       costs::KLDivLoss, costs::HingeEmbeddingLoss, costs::QuantileLoss>;
 
 inline constexpr int kNumCosts = Costs::size;
 

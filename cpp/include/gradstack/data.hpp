@@ -21,11 +21,13 @@ struct RowSource {
   Scalar type = Scalar::F32;
 };
 
-// The rows of `source` are values of T, contiguous within a row: they can be used where they lie.
+// The rows of `source` are values of T, contiguous within a row and aligned: they can be used where
+// they lie.
 template <class T> bool is_native(const RowSource& source) {
   return source.type == scalar_of<T>() &&
          (source.cols <= 1 || source.col_stride == static_cast<Index>(sizeof(T))) &&
-         source.row_stride % static_cast<Index>(sizeof(T)) == 0;
+         source.row_stride % static_cast<Index>(sizeof(T)) == 0 &&
+         reinterpret_cast<std::uintptr_t>(source.data) % alignof(T) == 0;
 }
 
 template <class T> void gather_row(const RowSource& source, Index row, T* out);

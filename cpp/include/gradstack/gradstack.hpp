@@ -7,6 +7,7 @@
 // See examples/cpp for a complete program.
 #pragma once
 
+#include "gradstack/calculus.hpp"
 #include "gradstack/cost.hpp"
 #include "gradstack/data.hpp"
 #include "gradstack/graph.hpp"

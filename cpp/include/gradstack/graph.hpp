@@ -70,7 +70,8 @@ class Graph {
   int parameter(const std::string& name, const Shape& shape);
   // Adds a stage; stages may come in any order, names are unique.
   void add(Stage stage);
-  // Resolves names, sorts topologically (stable), infers and checks shapes.
+  // Resolves names, sorts topologically (stable), infers and checks shapes, and drops the blocks
+  // that no output depends on (inputs stay).
   // Throws std::invalid_argument naming the block: cycles, dangling inputs, mismatching shapes.
   void finish(const std::vector<std::string>& outputs);
 
@@ -87,6 +88,8 @@ class Graph {
  private:
   void sort_topologically();
   void resolve(Stage& stage, std::size_t position);
+  void check_masks() const;
+  void drop_unused();
   void infer_shape(Stage& stage) const;
   void infer_linear(Stage& stage, const Shape& x) const;
 

@@ -33,8 +33,8 @@ template <> inline constexpr double kMinNormal<float> = 1.1754943508222875e-38;
 
 namespace math {
 
-#define GS_UNARY(name, libm)                                                      \
-  GS_HD GS_INLINE float name(float x) { return GS_LIBM(libm##f)(x); }             \
+#define GS_UNARY(name, libm)                                          \
+  GS_HD GS_INLINE float name(float x) { return GS_LIBM(libm##f)(x); } \
   GS_HD GS_INLINE double name(double x) { return GS_LIBM(libm)(x); }
 GS_UNARY(abs, fabs)
 GS_UNARY(sqrt, sqrt)
@@ -75,9 +75,7 @@ GS_HD GS_INLINE double maximum(double a, double b) { return a > b ? a : b; }
 // Below: one template for scalars and vectors.
 
 // x limited to [lo, hi]; NaN stays NaN.
-template <class V> GS_HD GS_INLINE V clamp(V x, V lo, V hi) {
-  return maximum(lo, minimum(hi, x));
-}
+template <class V> GS_HD GS_INLINE V clamp(V x, V lo, V hi) { return maximum(lo, minimum(hi, x)); }
 
 // -1, 0 or 1; 0 for NaN.
 template <class V> GS_HD GS_INLINE V sign(V x) {
@@ -86,9 +84,7 @@ template <class V> GS_HD GS_INLINE V sign(V x) {
 
 // p = 1 / (1 + exp(-x)) and q = 1 - p, both to full relative precision, so that p q, the derivative
 // of the logistic function, is exact in both tails.
-template <class V> struct Logistic {
-  V p, q;
-};
+template <class V> struct Logistic { V p, q; };
 
 template <class V> GS_HD GS_INLINE Logistic<V> logistic(V x) {
   const V e = exp(-abs(x));

@@ -34,6 +34,11 @@ template <class T> class Objective {
   // Forward and cost: losses, and (when planned) the gradient of the outputs. Ends with a barrier.
   void evaluate(const Run<T>& run, const Worker& worker);
   void backward(const Run<T>& run, const Worker& worker) { plan_.backward(run, worker); }
+  // dw (+)= sum over the samples of factor[s] * gradient of s, after evaluate.
+  void weighted_backward(const Run<T>& run, const Worker& worker, const T* factor, T* dw, bool accumulate);
+  // After plan().forward and push: the output's gradient becomes (d2C/dybar2) (its tangent), and with
+  // `gradient` the gradient of its tangent becomes dC/dybar. Ends with a barrier.
+  void cost_curvature(const Run<T>& run, const Worker& worker, bool gradient);
 
   // Sum over the samples of weight * L, any worker after evaluate.
   double weighted_loss() const;
@@ -42,11 +47,18 @@ template <class T> class Objective {
   // Row (of the caller's data) found not finite by the last load, or -1; any worker after evaluate.
   Index bad_row() const;
   Plan<T>& plan() { return plan_; }
+  // The variable that the cost compares with the target.
+  Variable<T>& compared();
 
  private:
   void load_block(const Batch& batch, Index block, bool check_finite);
   void load_targets(const Batch& batch, Index block);
+  void cost(const Run<T>& run, const Worker& worker);
+  CostArgs<T> cost_args(Index block, const Variable<T>& ybar);
   void evaluate_rows(const Run<T>& run);
+  void curvature_rows(const Run<T>& run, bool gradient);
+  void rows_of(const T* blocks, Index d, T* rows) const;
+  void scaled_blocks_of(const T* rows, Index d, T* blocks) const;
 
   std::shared_ptr<const Cost<T>> cost_;
   TargetSpec target_;
@@ -57,7 +69,7 @@ template <class T> class Objective {
   double scale_ = 1;
   std::vector<char> direct_;  // per input: rows are used where they lie
   T *targets_, *target_rows_, *weights_, *scales_, *losses_;
-  T *rows_ybar_ = nullptr, *rows_grad_ = nullptr;  // user costs
+  T *rows_ybar_ = nullptr, *rows_grad_ = nullptr, *rows_v_ = nullptr;  // user costs
   std::int64_t* labels_;
   std::vector<double> block_loss_;
   std::vector<Index> block_bad_row_;
@@ -89,8 +101,9 @@ template <class T> class BatchGradient {
   double flops(Index batch) const;
 
  private:
-  bool give_up(const Result& result, bool allow_non_finite) const;
-  void agree(const Run<T>& run, const Worker& worker);
+  double unit(double weight) const;
+  bool give_up(const Result& result, bool stopped, bool allow_non_finite) const;
+  bool stopped(const Run<T>& run, const Worker& worker);
   Result run_tiles(const Run<T>& run, const Batch& batch, const Worker& worker, double weight,
                    bool check_finite, bool allow_non_finite);
   Result run_chunks(const Run<T>& run, const Batch& batch, const Worker& worker, double weight,

@@ -64,9 +64,7 @@ struct LeakyReLU {
   static constexpr bool has_d1_from_z = false;  // a negative slope loses the sign of s
   GS_HD explicit LeakyReLU(const double* p) : slope_(p[0]) {}
   template <class V> GS_HD GS_INLINE V h(V s) const { return select(s > V(0), s, V(slope_) * s); }
-  template <class V> GS_HD GS_INLINE V d1(V s) const {
-    return select(s > V(0), V(1), V(slope_));
-  }
+  template <class V> GS_HD GS_INLINE V d1(V s) const { return select(s > V(0), V(1), V(slope_)); }
   template <class V> GS_HD GS_INLINE V d2(V) const { return V(0); }
   template <class V> GS_HD GS_INLINE V d3(V) const { return V(0); }
 
@@ -191,9 +189,7 @@ struct SiLU {
   static constexpr OpInfo info{"silu", "SiLU"};
   static constexpr bool has_d1_from_z = false;
   GS_HD explicit SiLU(const double*) {}
-  template <class V> GS_HD GS_INLINE V h(V s) const {
-    return maximum(V(-kFlat), s) * sigmoid(s);
-  }
+  template <class V> GS_HD GS_INLINE V h(V s) const { return maximum(V(-kFlat), s) * sigmoid(s); }
   template <class V> GS_HD GS_INLINE V d1(V s) const {
     const V t = clamp(s, V(-kFlat), V(kFlat));
     const Logistic<V> l = logistic(t);
@@ -420,9 +416,7 @@ struct Hardsigmoid {
   static constexpr OpInfo info{"hardsigmoid", "Hardsigmoid"};
   static constexpr bool has_d1_from_z = false;  // z rounds to 1 before s reaches 3
   GS_HD explicit Hardsigmoid(const double*) {}
-  template <class V> GS_HD GS_INLINE V h(V s) const {
-    return clamp(s + V(3), V(0), V(6)) / V(6);
-  }
+  template <class V> GS_HD GS_INLINE V h(V s) const { return clamp(s + V(3), V(0), V(6)) / V(6); }
   template <class V> GS_HD GS_INLINE V d1(V s) const {
     return select((s > V(-3)) & (s < V(3)), V(1.0 / 6.0), V(0));
   }
@@ -497,11 +491,12 @@ concept PointwiseOver = requires(const Op op, const V x) {
 };
 
 template <class Op>
-concept PointwiseOp =
-    PointwiseOver<Op, float> && PointwiseOver<Op, double> &&
-    std::is_constructible_v<Op, const double*> && std::is_same_v<decltype(Op::info), const OpInfo> &&
-    (Op::info.n_params <= kMaxOpParams) &&
-    (!Op::has_d1_from_z || requires(const Op op, const double z) { op.d1_from_z(z); });
+concept PointwiseOp = PointwiseOver<Op, float> && PointwiseOver<Op, double> &&
+                      std::is_constructible_v<Op, const double*> &&
+                      std::is_same_v<decltype(Op::info), const OpInfo> &&
+                      (Op::info.n_params <= kMaxOpParams) &&
+                      (!Op::has_d1_from_z ||
+                       requires(const Op op, const double z) { op.d1_from_z(z); });
 
 }  // namespace ops
 
@@ -515,8 +510,8 @@ template <class... Ops> struct OpList {
 using PointwiseOps =
     OpList<ops::Identity, ops::ReLU, ops::LeakyReLU, ops::ELU, ops::SELU, ops::CELU, ops::GELU,
            ops::GELUTanh, ops::SiLU, ops::Mish, ops::Softplus, ops::Softsign, ops::Sigmoid,
-           ops::LogSigmoid, ops::Tanh, ops::Tanhshrink, ops::Hardtanh, ops::ReLU6,
-           ops::Hardsigmoid, ops::Hardswish, ops::Sine, ops::Affine, ops::Reciprocal>;
+           ops::LogSigmoid, ops::Tanh, ops::Tanhshrink, ops::Hardtanh, ops::ReLU6, ops::Hardsigmoid,
+           ops::Hardswish, ops::Sine, ops::Affine, ops::Reciprocal>;
 
 inline constexpr int kNumOps = PointwiseOps::size;
 

@@ -19,7 +19,7 @@ class Barrier {
 
  private:
   alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<int> generation_{0};
+  alignas(64) std::atomic<unsigned> generation_{0};
 };
 
 // Ends a team's work early: an exception in one of its members, or a request from outside. Members
@@ -41,7 +41,7 @@ class TeamError {
 class Poll {
  public:
   using Clock = std::chrono::steady_clock;
-  // `interrupted` is called about every 50 ms and stops the team by returning true.
+  // `interrupted` is called about every 50 ms and stops the team by returning true or throwing.
   Poll(std::function<bool()> interrupted, TeamError& error);
   void tick() {
     if (--countdown_ <= 0) check();

@@ -27,7 +27,7 @@ template <class T> struct Run {
   std::uint64_t seed = 0;         // dropout stream
   std::int64_t step = 0;
   Index first_sample = 0;         // position of the plan's first sample in the batch
-  const T* tangent_w = nullptr;   // direction of the parameters in jvp; null: zero
+  const T* tangent_w = nullptr;   // direction of the parameters in push; null: zero
   Updater<T>* updater = nullptr;  // set: parameters are updated as soon as their dw is complete
   TeamError* error = nullptr;
 };
@@ -37,19 +37,31 @@ template <class T> struct Variable {
   Index d = 0;
   T* value = nullptr;
   T* grad = nullptr;     // dC/dvalue; null when not wanted
-  T* tangent = nullptr;  // null unless planned for jvp
+  // Jets: first and second derivative along the direction of the run, null where not planned or
+  // identically zero, and the gradients with respect to them.
+  T* tangent = nullptr;
+  T* second = nullptr;
+  T* grad_tangent = nullptr;
+  T* grad_second = nullptr;
   // The same values sample by sample, row stride ld_rows: the second operand of dW.
   T* rows = nullptr;
   Index ld_rows = 0;
+  T* tangent_rows = nullptr;  // row stride d
+  T* second_rows = nullptr;
 };
 
 struct PlanOptions {
   Index batch = 1;
-  bool fuse = true;      // false: every stage keeps its own value and gradient
-  bool gradients = true; // allocate for backward
-  bool want_dx = false;  // gradients of the inputs
-  bool want_dw = true;   // gradients of the parameters
-  bool tangents = false; // allocate for jvp
+  bool fuse = true;       // false: every stage keeps its own value and gradient
+  bool gradients = true;  // allocate for backward
+  bool want_dx = false;   // gradients of the inputs
+  bool want_dw = true;    // gradients of the parameters
+  int want_stage = -1;    // gradient of this stage's output
+  // Jets (not fused when they have a backward or are of second order).
+  int jet_order = 0;               // 1: tangents, 2: second derivatives as well
+  bool input_tangents = true;      // directions of the inputs
+  bool parameter_tangents = false; // a direction of the parameters (Run::tangent_w)
+  bool jet_gradients = false;      // allocate for backward_jet
   std::vector<char> frozen;  // per parameter: its gradient is not wanted (empty: none)
 };
 
@@ -75,8 +87,19 @@ template <class T> class Plan {
   void forward(const Run<T>& run, const Worker& worker);
   // From the gradients of the outputs (`variable(output).grad`) to those of everything wanted.
   void backward(const Run<T>& run, const Worker& worker);
-  // Tangents of all variables along `variable(input).tangent` and run.tangent_w; after forward.
-  void jvp(const Run<T>& run, const Worker& worker);
+  // Derivatives of all variables along `variable(input).tangent` and run.tangent_w; after forward.
+  // Second derivatives belong to straight lines: those of the inputs are zero.
+  void push(const Run<T>& run, const Worker& worker);
+  // The gradient of a function of the outputs and of their derivatives, from `grad`, `grad_tangent`
+  // and `grad_second` of the outputs; after push.
+  void backward_jet(const Run<T>& run, const Worker& worker);
+
+  // Per-sample parameter gradients, each with a backward pass from the outputs' gradients. SPMD;
+  // complete on return. Except for the first, no parameter may be shared.
+  void per_sample_gradients(const Run<T>& run, const Worker& worker, T* rows, Index ld);
+  void per_sample_squared_norms(const Run<T>& run, const Worker& worker, T* norms);
+  void per_sample_products(const Run<T>& run, const Worker& worker, const T* v, T* products);
+  void per_sample_squares(const Run<T>& run, const Worker& worker, T* sum, bool accumulate);
 
   // The output of a stage. A view (reshape) is the variable that it views.
   Variable<T>& variable(int stage) { return variables_[index(base_[index(stage)])]; }
@@ -94,8 +117,10 @@ template <class T> class Plan {
  private:
   static std::size_t index(int id) { return static_cast<std::size_t>(id); }
   bool wants_dw(int parameter) const;
+  template <class F> void backward_each(const Run<T>& run, const Worker& worker, F&& f);
   void find_uses();
   void find_wanted_gradients();
+  void find_tangents();
   void allocate();
   void build_linear_specs();
   void build_blocks();
@@ -111,12 +136,13 @@ template <class T> class Plan {
   std::vector<int> uses_;             // per base: consumers, an output counting as one
   std::vector<int> fused_pointwise_;  // per Linear: the pointwise stage fused into it, or -1
   std::vector<char> fused_away_;      // per stage: runs as part of a Linear
-  std::vector<char> wants_grad_, needs_rows_;  // per base
+  std::vector<char> wants_grad_, needs_rows_, has_tangent_;  // per base
   std::vector<Variable<T>> variables_;
   std::vector<std::unique_ptr<LinearSpec<T>>> linear_;  // per stage, null for other kinds
   std::vector<std::unique_ptr<Block<T>>> blocks_;       // in order of execution
   std::vector<T*> owned_rows_;                          // per input
   std::unique_ptr<Variable<T>> chosen_;
+  std::vector<int> parameter_uses_;  // blocks that a parameter belongs to
   bool shares_parameters_ = false;
   bool has_masks_ = false;
 };

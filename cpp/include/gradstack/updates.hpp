@@ -73,9 +73,9 @@ class SGD : public RuleDefaults {
     c[4] = hyper[3];
   }
 
-  explicit SGD(const double* c)
+  GS_HD explicit SGD(const double* c)
       : lr_(c[0]), decay_(c[1]), momentum_(c[2]), keep_(c[3]), nesterov_(c[4] != 0.0) {}
-  template <class V> GS_INLINE void operator()(V& w, V g, V* state) const {
+  template <class V> GS_HD GS_INLINE void operator()(V& w, V g, V* state) const {
     const V d = fma(V(decay_), w, g);
     const V buffer = flush_denormal(fma(V(momentum_), state[0], V(keep_) * d));
     state[0] = buffer;
@@ -92,10 +92,16 @@ class AdamFamily : public RuleDefaults {
  public:
   static bool uses_state(const double* hyper, int i) { return i < 2 || hyper[4] != 0.0; }
 
-  explicit AdamFamily(const double* c)
-      : step_(c[0]), decay_(c[1]), shrink_(c[2]), beta1_rest_(c[3]), beta2_(c[4]),
-        root_scale_(c[5]), eps_(c[6]), amsgrad_(c[7] != 0.0) {}
-  template <class V> GS_INLINE void operator()(V& w, V g, V* state) const {
+  GS_HD explicit AdamFamily(const double* c)
+      : step_(c[0]),
+        decay_(c[1]),
+        shrink_(c[2]),
+        beta1_rest_(c[3]),
+        beta2_(c[4]),
+        root_scale_(c[5]),
+        eps_(c[6]),
+        amsgrad_(c[7] != 0.0) {}
+  template <class V> GS_HD GS_INLINE void operator()(V& w, V g, V* state) const {
     const V d = fma(V(decay_), w, g);
     const V m = flush_denormal(fma(V(beta1_rest_), d - state[0], state[0]));
     const V v = flush_denormal(fma(V(beta2_), state[1], V(1 - beta2_) * d * d));
@@ -108,8 +114,7 @@ class AdamFamily : public RuleDefaults {
   }
 
  protected:
-  static void constants(const double* hyper, double lr, std::int64_t t, bool decoupled,
-                        double* c) {
+  static void constants(const double* hyper, double lr, std::int64_t t, bool decoupled, double* c) {
     const double time = static_cast<double>(t);
     c[0] = lr / (1.0 - __builtin_pow(hyper[0], time));
     c[1] = decoupled ? 0.0 : hyper[3];
@@ -189,9 +194,14 @@ class RMSprop : public RuleDefaults {
     c[5] = hyper[4];
   }
 
-  explicit RMSprop(const double* c)
-      : lr_(c[0]), decay_(c[1]), alpha_(c[2]), eps_(c[3]), momentum_(c[4]), centered_(c[5] != 0.0) {}
-  template <class V> GS_INLINE void operator()(V& w, V g, V* state) const {
+  GS_HD explicit RMSprop(const double* c)
+      : lr_(c[0]),
+        decay_(c[1]),
+        alpha_(c[2]),
+        eps_(c[3]),
+        momentum_(c[4]),
+        centered_(c[5] != 0.0) {}
+  template <class V> GS_HD GS_INLINE void operator()(V& w, V g, V* state) const {
     const V d = fma(V(decay_), w, g);
     const V square = flush_denormal(fma(V(alpha_), state[0], V(1 - alpha_) * d * d));
     state[0] = square;
@@ -231,8 +241,8 @@ class Adagrad : public RuleDefaults {
     c[2] = hyper[3];
   }
 
-  explicit Adagrad(const double* c) : lr_(c[0]), decay_(c[1]), eps_(c[2]) {}
-  template <class V> GS_INLINE void operator()(V& w, V g, V* state) const {
+  GS_HD explicit Adagrad(const double* c) : lr_(c[0]), decay_(c[1]), eps_(c[2]) {}
+  template <class V> GS_HD GS_INLINE void operator()(V& w, V g, V* state) const {
     const V d = fma(V(decay_), w, g);
     const V sum = fma(d, d, state[0]);
     state[0] = sum;
@@ -259,8 +269,8 @@ class Adadelta : public RuleDefaults {
     c[3] = hyper[1];
   }
 
-  explicit Adadelta(const double* c) : lr_(c[0]), decay_(c[1]), rho_(c[2]), eps_(c[3]) {}
-  template <class V> GS_INLINE void operator()(V& w, V g, V* state) const {
+  GS_HD explicit Adadelta(const double* c) : lr_(c[0]), decay_(c[1]), rho_(c[2]), eps_(c[3]) {}
+  template <class V> GS_HD GS_INLINE void operator()(V& w, V g, V* state) const {
     const V d = fma(V(decay_), w, g);
     const V square = flush_denormal(fma(V(rho_), state[0], V(1 - rho_) * d * d));
     const V delta = sqrt(state[1] + V(eps_)) / sqrt(square + V(eps_)) * d;
@@ -308,10 +318,16 @@ class NAdam : public RuleDefaults {
     c[7] = hyper[2];
   }
 
-  explicit NAdam(const double* c)
-      : grad_step_(c[0]), average_step_(c[1]), decay_(c[2]), shrink_(c[3]), beta1_rest_(c[4]),
-        beta2_(c[5]), root_scale_(c[6]), eps_(c[7]) {}
-  template <class V> GS_INLINE void operator()(V& w, V g, V* state) const {
+  GS_HD explicit NAdam(const double* c)
+      : grad_step_(c[0]),
+        average_step_(c[1]),
+        decay_(c[2]),
+        shrink_(c[3]),
+        beta1_rest_(c[4]),
+        beta2_(c[5]),
+        root_scale_(c[6]),
+        eps_(c[7]) {}
+  template <class V> GS_HD GS_INLINE void operator()(V& w, V g, V* state) const {
     const V d = fma(V(decay_), w, g);
     const V m = flush_denormal(fma(V(beta1_rest_), d - state[0], state[0]));
     const V v = flush_denormal(fma(V(beta2_), state[1], V(1 - beta2_) * d * d));
@@ -347,9 +363,9 @@ class Lion : public RuleDefaults {
     c[3] = 1.0 - hyper[1];
   }
 
-  explicit Lion(const double* c)
+  GS_HD explicit Lion(const double* c)
       : lr_(c[0]), shrink_(c[1]), beta1_rest_(c[2]), beta2_rest_(c[3]) {}
-  template <class V> GS_INLINE void operator()(V& w, V g, V* state) const {
+  template <class V> GS_HD GS_INLINE void operator()(V& w, V g, V* state) const {
     const V m = state[0];
     w = V(shrink_) * w - V(lr_) * sign(fma(V(beta1_rest_), g - m, m));
     state[0] = flush_denormal(fma(V(beta2_rest_), g - m, m));
@@ -360,15 +376,14 @@ class Lion : public RuleDefaults {
 };
 
 template <class Rule>
-concept UpdateRule =
-    std::is_same_v<decltype(Rule::info), const UpdateInfo> &&
+concept UpdateRule = std::is_same_v<decltype(Rule::info), const UpdateInfo> &&
     std::is_constructible_v<Rule, const double*> &&
     requires(const Rule rule, double x, double* p, const double* hyper, std::int64_t t) {
-      Rule::constants(hyper, x, t, p, p);
-      requires std::is_same_v<decltype(Rule::uses_state(hyper, 0)), bool>;
-      requires std::is_same_v<decltype(Rule::state_init(hyper, 0)), double>;
-      rule(x, x, p);
-    };
+  Rule::constants(hyper, x, t, p, p);
+  requires std::is_same_v<decltype(Rule::uses_state(hyper, 0)), bool>;
+  requires std::is_same_v<decltype(Rule::state_init(hyper, 0)), double>;
+  rule(x, x, p);
+};
 
 }  // namespace updates
 
@@ -383,9 +398,8 @@ template <class... Rules> struct RuleList {
 };
 
 // A RuleId is a position in this list.
-using UpdateRules =
-    RuleList<updates::SGD, updates::Adam, updates::AdamW, updates::RMSprop, updates::Adagrad,
-             updates::Adadelta, updates::NAdam, updates::Lion>;
+using UpdateRules = RuleList<updates::SGD, updates::Adam, updates::AdamW, updates::RMSprop,
+                             updates::Adagrad, updates::Adadelta, updates::NAdam, updates::Lion>;
 
 inline constexpr int kNumRules = UpdateRules::size;
 

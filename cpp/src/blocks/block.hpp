@@ -35,7 +35,21 @@ template <class T> class Block {
   virtual void backward_data(const Run<T>& run, const Worker& worker) = 0;
   // Gradients of the parameters; may run while the blocks before this one do backward_data.
   virtual void backward_weights(const Run<T>&, const Worker&) {}
-  virtual void jvp(const Run<T>& run, const Worker& worker) = 0;
+
+  // Derivatives of the output along the run's direction (Variable::tangent, ::second).
+  virtual void push(const Run<T>& run, const Worker& worker) = 0;
+  // Gradients of the input's value, tangent and second derivative from those of the output: the
+  // adjoint of forward and push together. On unfused plans.
+  virtual void backward_jet(const Run<T>& run, const Worker& worker) = 0;
+  virtual void backward_jet_weights(const Run<T>&, const Worker&) {}
+
+  // Per-sample parameter gradients g_s, after backward_data. Blocks without parameters have none.
+  // rows + s * ld is the gradient of sample s, in the layout of w.
+  virtual void per_sample_gradients(const Worker&, T* /*rows*/, Index /*ld*/) {}
+  // norms[s] += ||g_s||^2; products[s] += <g_s, v>; sum += sum of g_s^2 (or = on the first chunk).
+  virtual void per_sample_squared_norms(const Worker&, T* /*norms*/) {}
+  virtual void per_sample_products(const Worker&, const T* /*v*/, T* /*products*/) {}
+  virtual void per_sample_squares(const Worker&, T* /*sum*/, bool /*accumulate*/) {}
 
  protected:
   Geometry<T> g;
@@ -62,7 +76,8 @@ template <class T> struct LinearSpec {
   int weight_id = -1, bias_id = -1;
   bool want_dw = false, want_db = false;
   bool accumulate_dw = false, accumulate_db = false;  // another block has written this gradient
-  bool make_rows = false;  // transpose the input for dW
+  bool make_rows = false;      // transpose the input for dW
+  bool make_jet_rows = false;  // and its derivatives
 };
 
 template <class T>

@@ -61,9 +61,28 @@ template <class T> class Nearest final : public Block<T> {
     });
   }
 
-  // The index is piecewise constant.
-  void jvp(const Run<T>&, const Worker& worker) override {
-    worker.for_each(g.blocks() * g.lanes(), [&](Index i) { out_->tangent[i] = 0; });
+  void per_sample_gradients(const Worker& worker, T* rows, Index ld) override {
+    const Index lanes = g.lanes();
+    worker.for_each(g.plan->count(), [&](Index s) {
+      T* dw = rows + s * ld + w_.offset;
+      if (!accumulate_dw_) std::memset(dw, 0, static_cast<std::size_t>(w_.size) * sizeof(T));
+      const T* from = chosen_->grad + s / lanes * d_ * lanes + s % lanes;
+      for (Index j = 0; j < d_; ++j) dw[static_cast<Index>(out_->value[s]) * d_ + j] += from[j * lanes];
+    });
+  }
+
+  // The index is piecewise constant: its derivatives stay zero, and none passes back through it.
+  void push(const Run<T>&, const Worker&) override {}
+  void backward_jet(const Run<T>& run, const Worker& worker) override {
+    backward_data(run, worker);
+    if (in_.accumulate || !worker.leader()) return;
+    const std::size_t bytes = static_cast<std::size_t>(d_ * g.lanes() * g.blocks()) * sizeof(T);
+    if (in_.v->grad_tangent) std::memset(in_.v->grad_tangent, 0, bytes);
+    if (in_.v->grad_second) std::memset(in_.v->grad_second, 0, bytes);
+  }
+  void backward_jet_weights(const Run<T>& run, const Worker& worker) override {
+    if (want_dw_ && !run.accumulate && !accumulate_dw_ && worker.leader())
+      std::memset(run.dw + w_.offset, 0, static_cast<std::size_t>(w_.size) * sizeof(T));
   }
 
  private:

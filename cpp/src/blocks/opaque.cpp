@@ -1,5 +1,7 @@
 // A block implemented by the user (a Python module): rows in, rows out, called by one worker for the
 // whole batch.
+#include <stdexcept>
+
 #include "block.hpp"
 
 namespace gradstack {
@@ -32,17 +34,25 @@ template <class T> class Opaque final : public Block<T> {
     });
   }
 
-  void jvp(const Run<T>& run, const Worker& worker) override {
+  void push(const Run<T>& run, const Worker& worker) override {
+    if (!out_->tangent) return;
     once(run, worker, [&](Index count) {
       to_rows(in_.v->value, in_.v->d, x_);
       to_rows(in_.v->tangent, in_.v->d, dx_);
       f_.jvp(count, in_.v->d, out_->d, x_, dx_, y_);
       from_rows(y_, out_->d, out_->tangent);
+      if (out_->second) throw std::invalid_argument(kFirstOrder);
     });
+  }
+
+  void backward_jet(const Run<T>& run, const Worker& worker) override {
+    once(run, worker, [](Index) { throw std::invalid_argument(kFirstOrder); });
   }
 
  private:
   using Block<T>::g;
+  static constexpr const char* kFirstOrder =
+      "a block defined in Python has first derivatives only: second-order quantities need blocks of the library";
 
   template <class F> void once(const Run<T>& run, const Worker& worker, F&& f) const {
     if (!worker.leader() || run.error->stopped()) return;

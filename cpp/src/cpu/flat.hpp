@@ -102,20 +102,22 @@ template <class T, class Op> struct Pointwise {
 
 template <class T, class Rule> struct Update {
   static void apply(const UpdateArgs<T>& args) {
-    const Rule rule(args.c);
-    for_each_vector<T>(args.n, [&](Index i, Index count) {
+    // A copy that no store can alias: its pointers stay in registers.
+    const UpdateArgs<T> a = args;
+    const Rule rule(a.c);
+    for_each_vector<T>(a.n, [&](Index i, Index count) {
       // State that these hyper-parameters do not need has no memory.
       Vec<T> state[kMaxState];
 #pragma GCC unroll 4
       for (int k = 0; k < Rule::info.n_state; ++k) {
-        state[k] = args.state[k] != nullptr ? load(args.state[k] + i, count) : Vec<T>(T(0));
+        state[k] = a.state[k] != nullptr ? load(a.state[k] + i, count) : Vec<T>(T(0));
       }
-      Vec<T> w = load(args.w + i, count);
-      rule(w, load(args.g + i, count), state);
-      store(args.w + i, w, count);
+      Vec<T> w = load(a.w + i, count);
+      rule(w, load(a.g + i, count), state);
+      store(a.w + i, w, count);
 #pragma GCC unroll 4
       for (int k = 0; k < Rule::info.n_state; ++k) {
-        if (args.state[k] != nullptr) store(args.state[k] + i, state[k], count);
+        if (a.state[k] != nullptr) store(a.state[k] + i, state[k], count);
       }
     });
   }

@@ -1,7 +1,7 @@
 // The blocked matrix product around the microkernel.
 //
 // The product is cut into bands of rows of A and chunks of the sum such that one chunk of one block
-// of B (24 KB) stays in the L1 cache while a band of A passes by. Operands whose natural layout
+// of B (16 KB) stays in the L1 cache while a band of A passes by. Operands whose natural layout
 // would be walked in steps of a page or more are packed into scratch on the stack first.
 #pragma once
 
@@ -13,7 +13,7 @@ inline namespace GRADSTACK_UNIT {
 
 template <class T> struct GemmShape {
   static constexpr Index kPanel = kLanes;  // columns of B that are swept together
-  static constexpr Index kDepth = 24 * 1024 / (kPanel * static_cast<Index>(sizeof(T)));
+  static constexpr Index kDepth = 16 * 1024 / (kPanel * static_cast<Index>(sizeof(T)));
   static constexpr Index kBand = 48;       // rows of A that are swept together
   static constexpr Index kStrip = Tile::kVecs * Vec<T>::size;
   // Row stride of a packed band: not a multiple of the cache's way size.
@@ -119,9 +119,8 @@ template <class T> GS_INLINE PackA how_to_pack_a(const Gemm<T>& g) {
     const bool aliases = g.a_row % kAliasing == 0 && g.m > 1;
     return aliases && g.k * g.blocks >= 64 ? PackA::kRows : PackA::kNone;
   }
-  if (g.a_row != 1) return PackA::kSlivers;
-  const bool in_l1 = g.k * g.segments * g.a_col * static_cast<Index>(sizeof(T)) <= 20 * 1024;
-  return in_l1 || g.m == 1 ? PackA::kNone : PackA::kSlivers;
+  const bool aliases = g.a_col % kAliasing == 0 && g.k > 16 && g.m > 1;
+  return g.a_row != 1 || aliases ? PackA::kSlivers : PackA::kNone;
 }
 
 template <class T> GS_INLINE void copy(const T* from, Index n, T* to) {
@@ -144,7 +143,7 @@ template <class T> void pack_rows(const Gemm<T>& g, T* scratch) {
 template <class T> void pack_slivers(const Gemm<T>& g, T* scratch) {
   constexpr Index vecs = (Tile::kRows + Vec<T>::size - 1) / Vec<T>::size;
   constexpr Index wide = vecs * Vec<T>::size;
-  constexpr Index kGroup = 16;
+  constexpr Index kGroup = 8;
   const Index a_row = g.a_row, a_col = g.a_col;
   for (Index s = 0; s < g.segments; ++s) {
     for (Index k0 = 0; k0 < g.k; k0 += kGroup) {
@@ -153,10 +152,11 @@ template <class T> void pack_slivers(const Gemm<T>& g, T* scratch) {
         const Index rows = next_tile_rows(g.m - m0);
         const T* from = g.a + m0 * a_row + s * g.a_seg + k0 * a_col;
         T* to = scratch + m0 * g.k * g.segments + (s * g.k + k0) * rows;
-        // Whole vectors, whose surplus the next column overwrites. The last column has no next one,
-        // and the surplus must end within the columns of A.
-        const bool whole = a_row == 1 && m0 + wide <= a_col + g.m;
-        const Index k_whole = !whole ? k0 : k_end < g.k ? k_end : k_end - 1;
+        // Whole vectors, whose surplus the next columns overwrite: not for the last columns, and
+        // the surplus that is read must lie within the columns of A.
+        const bool in_bounds = a_row == 1 && m0 + wide <= a_col + g.m;
+        const Index k_safe = in_bounds ? g.k - (wide + rows - 1) / rows + 1 : k0;
+        const Index k_whole = k_safe < k_end ? k_safe : k_end;
         Index k = k0;
         for (; k < k_whole; ++k, from += a_col, to += rows) {
 #pragma GCC unroll 4
@@ -243,9 +243,9 @@ template <class T> void gemm(const Gemm<T>& given) {
   } else if (g.m == 1 && g.a_col != 1) {
     g.a_row = 1;
   }
-  // Packing costs about as much as two rows of A.
+  // Packing costs about as much as four rows of A.
   const bool long_rows = g.ldb * static_cast<Index>(sizeof(T)) >= 512;
-  if (long_rows && g.m >= 4 * Tile::kRows && g.k * g.segments >= 8) {
+  if (long_rows && g.m >= 24 && g.k * g.segments >= 8) {
     gemm_packed_b(g);
   } else {
     gemm_bands(g);

@@ -24,7 +24,9 @@ template <class T, class... Cs> GS_INLINE Vec<T> horner(Vec<T> x, T c0, Cs... cs
 template <class T> struct Constants;
 
 template <> struct Constants<float> {
-  static constexpr int mantissa_bits = 23, bias = 127;
+  using Word = std::uint32_t;
+  static constexpr int mantissa_bits = 23;
+  static constexpr Word bias = 127;
   static constexpr float integer_shift = 0x1.8p23f;  // x + this holds round(x) in its low bits
   static constexpr float two_to_mantissa = 0x1p23f;
   // log(2) in two parts: products of the first with an exponent are exact.
@@ -33,12 +35,14 @@ template <> struct Constants<float> {
   static constexpr float expm1_min = -30.0f;                  // -1 beyond
   static constexpr float tanh_max = 10.0f, erfc_max = 10.5f;  // 1 and 0 beyond
   static constexpr float tiny = 0x1p-30f;                     // expm1(x) = log1p(x) = x below
-  static constexpr std::int32_t upper_half = ~0xfff;          // squares of such numbers are exact
+  static constexpr Word upper_half = ~Word{0xfff};            // squares of such numbers are exact
   static constexpr float erfc_shift = 2.5f;
 };
 
 template <> struct Constants<double> {
-  static constexpr int mantissa_bits = 52, bias = 1023;
+  using Word = std::uint64_t;
+  static constexpr int mantissa_bits = 52;
+  static constexpr Word bias = 1023;
   static constexpr double integer_shift = 0x1.8p52;
   static constexpr double two_to_mantissa = 0x1p52;
   static constexpr double ln2_hi = 0x1.62e42feep-1, ln2_lo = 0x1.a39ef35793c76p-33;
@@ -46,17 +50,12 @@ template <> struct Constants<double> {
   static constexpr double expm1_min = -60.0;
   static constexpr double tanh_max = 20.0, erfc_max = 28.0;
   static constexpr double tiny = 0x1p-60;
-  static constexpr std::int64_t upper_half = ~0x7ffffffLL;
+  static constexpr Word upper_half = ~Word{0x7ffffff};
   static constexpr double erfc_shift = 4.0;
 };
 
-template <class T>
-GS_INLINE typename Vec<T>::NativeInt shift_right_logical(typename Vec<T>::NativeInt i, int n) {
-  return (typename Vec<T>::NativeInt)((typename Vec<T>::NativeUnsigned)i >> n);
-}
-
 // 2^(i - bias) for 0 < i < 2 bias + 1.
-template <class T> GS_INLINE Vec<T> power_of_two(typename Vec<T>::NativeInt i) {
+template <class T> GS_INLINE Vec<T> power_of_two(typename Vec<T>::Bits i) {
   return from_bits<T>(i << Constants<T>::mantissa_bits);
 }
 
@@ -75,7 +74,7 @@ GS_INLINE Vec<double> exp_tail(Vec<double> r) {
 // x + x_lo = k log(2) + r with an integer k; p = exp(r) - 1.
 template <class T> struct ExpParts {
   Vec<T> p;
-  typename Vec<T>::NativeInt k;
+  typename Vec<T>::Bits k;  // modulo 2^32 or 2^64
 
   GS_INLINE ExpParts(Vec<T> x, Vec<T> x_lo) {
     using C = Constants<T>;
@@ -88,14 +87,14 @@ template <class T> struct ExpParts {
   }
 };
 
-// exp(x + x_lo), |x_lo| < 1, exact in neither part.
+// exp(x + x_lo), |x_lo| <= 0.1; the sum is never rounded.
 template <class T> GS_INLINE Vec<T> exp_sum(Vec<T> x, Vec<T> x_lo) {
   using C = Constants<T>;
   const ExpParts<T> e(math::clamp(x, Vec<T>(C::exp_min), Vec<T>(C::exp_max)), x_lo);
   // 2^k as a product of two powers, which together reach every exponent, denormals and infinity
   // included.
   const auto twice_biased = e.k + 2 * C::bias;
-  const auto half = shift_right_logical<T>(twice_biased, 1);
+  const auto half = twice_biased >> 1;
   return (e.p + Vec<T>(1)) * power_of_two<T>(half) * power_of_two<T>(twice_biased - half);
 }
 
@@ -115,10 +114,10 @@ template <class T> GS_INLINE Vec<T> log_sum(Vec<T> x, Vec<T> shift, Vec<T> corre
   using V = Vec<T>;
   const auto root_half = bits(V(0.70710678118654752440));
   const auto raised = bits(x) - root_half + bits(V(1));
-  const auto exponent = shift_right_logical<T>(raised, C::mantissa_bits);  // biased
-  const auto m = (raised & ((typename V::Int{1} << C::mantissa_bits) - 1)) + root_half;
+  const auto exponent = raised >> C::mantissa_bits;  // biased
+  const auto m = (raised & ((typename C::Word{1} << C::mantissa_bits) - 1)) + root_half;
   const V k = from_bits<T>(exponent + bits(V(C::two_to_mantissa))) -
-              V(C::two_to_mantissa + C::bias) - shift;
+              V(C::two_to_mantissa + static_cast<T>(C::bias)) - shift;
   const V f = from_bits<T>(m) - V(1);
   const V s = f / (V(2) + f);
   const V half_square = V(0.5) * f * f;
@@ -235,7 +234,7 @@ namespace simd {
 // x = k pi/2 + r, |r| <= pi/4; the low two bits of `quadrant` are those of k.
 template <class T> struct Quadrant {
   Vec<T> r;
-  typename Vec<T>::NativeInt quadrant;
+  typename Vec<T>::Bits quadrant;
 };
 
 // Up to here k pi/2 is exact to well below an ulp of r; larger arguments go to the C library.
@@ -320,8 +319,7 @@ GS_INLINE Vec<double> cos_tail(Vec<double> z) {
 }
 
 // Lanes beyond kTrigMax, one by one. Out of line: it is rare and would bloat every caller.
-template <class T>
-__attribute__((noinline, cold)) void large_trig(const T* x, T* y, bool cosine) {
+template <class T> __attribute__((noinline, cold)) void large_trig(const T* x, T* y, bool cosine) {
   for (Index i = 0; i < Vec<T>::size; ++i) {
     if (math::abs(x[i]) >= T(kTrigMax)) y[i] = cosine ? math::cos(x[i]) : math::sin(x[i]);
   }
@@ -331,7 +329,7 @@ __attribute__((noinline, cold)) void large_trig(const T* x, T* y, bool cosine) {
 template <class T, bool kCosine> GS_INLINE Vec<T> sin_or_cos(Vec<T> x) {
   using V = Vec<T>;
   const Quadrant<T> q = reduce_quadrant(x);
-  const auto k = q.quadrant + (kCosine ? 1 : 0);
+  const auto k = q.quadrant + typename Constants<T>::Word{kCosine};
   const V z = q.r * q.r;
   const V sine = fma(q.r * z, sin_tail(z), q.r);
   const V half = V(0.5) * z;
@@ -340,6 +338,7 @@ template <class T, bool kCosine> GS_INLINE Vec<T> sin_or_cos(Vec<T> x) {
   const Mask<T> odd{(k & 1) != 0};
   const auto sign = (k & 2) << (8 * static_cast<int>(sizeof(T)) - 2);
   V y = from_bits<T>(bits(select(odd, cosine, sine)) ^ sign);
+  if constexpr (!kCosine) y = select(x == V(0), x, y);  // the reduction loses the sign of -0
   const Mask<T> large = abs(x) >= V(kTrigMax);
   if (any(large)) [[unlikely]] {
     T in[V::size], out[V::size];

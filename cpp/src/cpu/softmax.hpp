@@ -29,12 +29,13 @@ template <class T> GS_INLINE void softmax_lanes(Index d, Index lanes, const T* s
         sum += e;
         e.store(z0 + j * lanes);
       }
-      for (Index j = 0; j < d; ++j) (V::load(z0 + j * lanes) / sum).store(z0 + j * lanes);
+      const V factor = V(T(1)) / sum;
+      for (Index j = 0; j < d; ++j) (V::load(z0 + j * lanes) * factor).store(z0 + j * lanes);
     }
   }
 }
 
-// Sum of the first `count` lanes only.
+// The first `count` lanes; 0 in the others.
 template <class T> GS_INLINE Vec<T> first_lanes(Vec<T> x, Index count) {
   if (count >= Vec<T>::size) return x;
   T lanes[Vec<T>::size];
@@ -66,8 +67,9 @@ template <class T> GS_INLINE void softmax_single(Index d, const T* s, T* z, bool
       store(z + j, (load(s + j, count) - largest) - log_sum, count);
     });
   } else {
+    const V factor = V(T(1)) / sum;
     for_each_vector<T>(d, [&](Index j, Index count) {
-      store(z + j, exp(load(s + j, count) - largest) / sum, count);
+      store(z + j, exp(load(s + j, count) - largest) * factor, count);
     });
   }
 }

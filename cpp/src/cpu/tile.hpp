@@ -88,7 +88,11 @@ void tile(const TileStrides& s, const T* a, const T* b, T* c, Index tail, TileIn
 #pragma GCC unroll 4
         for (int v = 0; v < kVecs; ++v) sum[r][v] = fma(a_rk, b_row[v], sum[r][v]);
       }
-      if constexpr (!kAlongK) base[0] += s.a_col;
+      if constexpr (!kAlongK) {
+        // Columns far apart are beyond what the hardware prefetches.
+        __builtin_prefetch(base[0] + 8 * s.a_col);
+        base[0] += s.a_col;
+      }
     }
   }
 

@@ -91,9 +91,35 @@ void gemv_t(Index m, Index k, const T* a, Index lda, const T* y, T* x, bool accu
   if (i < m) add_rows<1>(k, a + i * lda, lda, y + i, x, zero);
 }
 
+template <int kRows, class T>
+GS_INLINE void outer_rows(Index k, const T* y, const T* x, T* a, Index lda, bool accumulate) {
+  using V = Vec<T>;
+  V factor[kRows];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) factor[r] = V(y[r]);
+  for_each_vector<T>(k, [&](Index j, Index count) {
+    const V x_j = load(x + j, count);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      T* to = a + r * lda + j;
+      store(to, accumulate ? fma(factor[r], x_j, load(to, count)) : factor[r] * x_j, count);
+    }
+  });
+}
+
 template <class T>
 void ger(Index m, Index k, const T* y, const T* x, T* a, Index lda, bool accumulate) {
-  for (Index i = 0; i < m; ++i) axpy(k, y[i], x, a + i * lda, accumulate);
+  const auto rows = [&](bool add) {
+    Index i = 0;
+    for (; i + 4 <= m; i += 4) outer_rows<4>(k, y + i, x, a + i * lda, lda, add);
+    for (; i < m; ++i) outer_rows<1>(k, y + i, x, a + i * lda, lda, add);
+  };
+  // Two loops without a branch inside.
+  if (accumulate) {
+    rows(true);
+  } else {
+    rows(false);
+  }
 }
 
 }  // namespace GRADSTACK_UNIT

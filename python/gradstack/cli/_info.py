@@ -91,8 +91,9 @@ def _print(result: dict[str, Any]) -> None:
     if "task" not in result:
         return
     classes = f", classes {', '.join(result['classes'])}" if result["classes"] else ""
-    print(f"{result['task']} of {result['target']!r} from {len(result['columns'])} columns{classes}")
+    columns = len(result["columns"])
+    print(f"{result['task']} of {result['target']!r} from {columns} columns{classes}")
     for key, value in result["training"].items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{name} {item}" for name, item in value.items())
-        print(f"{key}: {value}")
+        nested = isinstance(value, dict)
+        text = ", ".join(f"{name} {item}" for name, item in value.items()) if nested else value
+        print(f"{key}: {text}")

@@ -169,9 +169,9 @@ def _parquet_columns(path: str) -> dict[str, Array]:
             raise InputError(f"cannot read {path}: {error}") from None
         columns = {}
         for name, column in zip(table.column_names, table.columns, strict=True):
-            if pyarrow.types.is_dictionary(column.type):
-                column = column.cast(column.type.value_type)
-            columns[name] = column.to_numpy()
+            coded = pyarrow.types.is_dictionary(column.type)
+            plain = column.cast(column.type.value_type) if coded else column
+            columns[name] = plain.to_numpy()
         return columns
     try:
         import polars
@@ -271,4 +271,3 @@ def _parse(cells: Sequence[str]) -> Array:
     text = np.empty(len(cells), object)
     text[:] = [cell or None for cell in cells]
     return text
-

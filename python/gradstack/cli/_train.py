@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import sys
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     talk(f"network {_describe(net)}: {net.w.size} parameters")
 
     start = time.perf_counter()
-    history = _fit(net, x, y, train, target, rng, arguments)
+    history = _fit(net, (x, y), train, target=target, rng=rng, arguments=arguments)
     seconds = time.perf_counter() - start
 
     net.eval()
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "optimizer": arguments.optimizer,
         "seed": arguments.seed,
         "loss": float(history.loss[-1]) if len(history.loss) else None,
-        "scores": {key: value if value == value else None for key, value in scores.items()},
+        "scores": {k: None if math.isnan(v) else v for k, v in scores.items()},
         "scored_on": where,
     }
     save_model(out, net, encoding, facts)
@@ -159,7 +159,7 @@ def _split(
         if target.classes
         else [order]
     )
-    parts = [int(round(len(group) * test_size)) for group in groups]
+    parts = [round(len(group) * test_size) for group in groups]
     test = np.sort(np.concatenate([g[:n] for g, n in zip(groups, parts, strict=True)]))
     train = np.sort(np.concatenate([g[n:] for g, n in zip(groups, parts, strict=True)]))
     if not len(train):
@@ -208,13 +208,14 @@ def _describe(net: Any) -> str:
 
 def _fit(
     net: Any,
-    x: Array,
-    y: Array,
+    data: tuple[Array, Array],
     train: Array,
+    *,
     target: Target,
     rng: np.random.Generator,
     arguments: argparse.Namespace,
 ) -> Any:
+    x, y = data
     options: dict[str, Any] = {}
     if arguments.early_stopping:
         labels = y if target.classes else np.zeros(len(y), np.int64)

@@ -99,7 +99,7 @@ def _where_positive(b: Builder, s: str, then: str, otherwise: str) -> str:
 
 
 def _exponential(b: Builder, s: str, alpha: float, scale: float, rate: float) -> str:
-    """scale * (s if s > 0 else alpha (exp(rate s) - 1))."""
+    """Scale * (s if s > 0 else alpha (exp(rate s) - 1))."""
     # The branch not taken must not overflow: an infinity would be fine, a NaN later would not.
     below = b.node("Min", s, b.number(0))
     if rate != 1:

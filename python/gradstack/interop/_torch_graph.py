@@ -11,9 +11,9 @@ import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from gradstack import _core, nn
+from gradstack import _core
 from gradstack._graph_module import GraphModule
-from gradstack.interop.from_torch import Layers
+from gradstack.interop._from_torch import Layers
 
 if TYPE_CHECKING:
     import torch
@@ -71,8 +71,8 @@ class _Converter:
         for path, part in self._module.named_modules():
             if path in self._called:
                 net.register(path, self._layers.convert(part, path))
-            elif path and part._parameters and any(
-                p is not None for p in part._parameters.values()
+            elif (
+                path and part._parameters and any(p is not None for p in part._parameters.values())
             ):
                 raise ValueError(
                     f"[{self._owner}] block {path!r} ({type(part).__name__}) has parameters of its "
@@ -84,7 +84,7 @@ class _Converter:
         return net
 
     def _trace(self) -> tuple[list[Node], set[str]]:
-        """Trace in both modes, which must agree but for dropout; also names dropout that never rests."""
+        """Trace in both modes, which must agree but for dropout; also name dropout left on."""
         mode = {part: part.training for part in self._module.modules()}
         try:
             traced = []
@@ -142,7 +142,8 @@ class _Converter:
         try:
             return translate(self, node, *args, **kwargs)
         except TypeError as error:
-            raise self._refuse(node, f"calls {_target(node)} in a way not understood: {error}")
+            what = f"calls {_target(node)} in a way not understood: {error}"
+            raise self._refuse(node, what) from None
 
     def _step(self, node: Node, kind: str, inputs: list[_Value], **entries: Any) -> _Value:
         self._steps.append(
@@ -259,7 +260,7 @@ _Translate = Callable[..., Any]
 
 
 def _functions() -> dict[Any, _Translate]:
-    """Translations of functions; their signatures are those of PyTorch."""
+    """List translations of functions; their signatures are those of PyTorch."""
     import torch
     from torch.nn import functional
 
@@ -290,7 +291,7 @@ def _functions() -> dict[Any, _Translate]:
 
 
 def _methods() -> dict[str, _Translate]:
-    """Translations of tensor methods."""
+    """List translations of tensor methods."""
     table: dict[str, _Translate] = {
         "view": _Converter.reshape,
         "reshape": _Converter.reshape,
@@ -309,7 +310,7 @@ def _methods() -> dict[str, _Translate]:
 
 
 def _pointwise_by_name() -> dict[str, _Translate]:
-    """The op table under the names of torch and torch.nn.functional."""
+    """List the op table under the names of torch and torch.nn.functional."""
     names = {"log_sigmoid": "logsigmoid", "sine": "sin"}
     skip = {"gelu", "gelu_tanh", "affine", "reciprocal", "identity"}
     return {
@@ -368,15 +369,11 @@ def _gelu(converter: _Converter, node: Node, x: Any, approximate: str = "none") 
     return converter.pointwise(node, x, "gelu" if approximate == "none" else "gelu_tanh", [])
 
 
-def _dropout(
-    converter: _Converter,
-    node: Node,
-    x: Any,
-    p: float = 0.5,
-    training: bool = True,
-    inplace: bool = False,
-) -> _Value:
-    return converter.dropout(node, x, p, training)
+def _dropout(converter: _Converter, node: Node, x: Any, *args: Any, **kwargs: Any) -> _Value:
+    given = {"p": 0.5, "training": True, **dict(zip(("p", "training"), args, strict=False))}
+    given.update(kwargs)
+    given.pop("inplace", None)
+    return converter.dropout(node, x, **given)
 
 
 def _dropout_is_on(node: Node) -> bool:

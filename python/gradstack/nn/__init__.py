@@ -7,6 +7,7 @@ from gradstack.nn import activations as _activations
 from gradstack.nn import costs as _costs
 from gradstack.nn.activations import *  # noqa: F403
 from gradstack.nn.containers import Add, Concat, ModuleList, Residual, Sequential
+from gradstack.nn.cost import Cost
 from gradstack.nn.costs import *  # noqa: F403
 from gradstack.nn.layers import Dropout, Flatten, Linear, LogSoftmax, NearestNeighbour, Softmax
 from gradstack.nn.module import Module
@@ -15,6 +16,7 @@ from gradstack.nn.python import Pointwise
 __all__ = [
     "Add",
     "Concat",
+    "Cost",
     "Dropout",
     "Flatten",
     "Linear",
@@ -27,6 +29,6 @@ __all__ = [
     "Residual",
     "Sequential",
     "Softmax",
-    *_activations.__all__,
-    *_costs.__all__,
 ]
+__all__ += _activations.__all__
+__all__ += _costs.__all__

@@ -1,83 +1,11 @@
-"""One module per row of the op table: ``nn.ReLU``, ``nn.GELU``, ..."""
+"""One module per row of the op table: ``nn.ReLU``, ``nn.GELU``, ...
 
-from __future__ import annotations
+The stub file beside this one is written by ``python tests/stubs.py``.
+"""
 
-import inspect
-from typing import Any
+from gradstack._pointwise import OPS
+from gradstack.nn.pointwise import make_class
 
-from gradstack import _pointwise
-from gradstack._pointwise import OPS, Op
-from gradstack._trace import Tracer, Var, find_var
-from gradstack.nn.module import Module, require_variable
-
-
-class PointwiseModule(Module):
-    """Base class of the pointwise modules; called on arrays, they take any shape."""
-
-    _op: str  # name of the function
-    _init_signature: inspect.Signature
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__()
-        try:
-            bound = self._init_signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{type(self).__name__}() {error}") from None
-        bound.apply_defaults()
-        arguments = {k: v for k, v in bound.arguments.items() if k != "inplace"}
-        for name, value in arguments.items():
-            setattr(self, name, value)
-        self._resolve()
-
-    def _resolve(self) -> tuple[str, tuple[float, ...]]:
-        """The row of the table and its parameters, from the attributes as they are now."""
-        names = [p.name for p in _pointwise.parameters_of(self._op)]
-        return _pointwise.resolve(self._op, {name: getattr(self, name) for name in names})
-
-    def forward(self, x: Any) -> Any:
-        return self(x)
-
-    def __call__(self, *xs: Any, out: Any = None) -> Any:
-        if len(xs) == 1 and find_var(xs) is None:
-            z = _pointwise.evaluate(*self._resolve(), xs[0])
-            if out is None:
-                return z
-            out[...] = z
-            return out
-        return super().__call__(*xs, out=out)
-
-    def _enter(self, tracer: Tracer, *xs: Any) -> Var:
-        x = require_variable(self, xs)
-        return tracer.pointwise(*self._resolve(), x, tracer.name_of(self), self)
-
-    def extra_repr(self) -> str:
-        names = [p.name for p in _pointwise.parameters_of(self._op)]
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
-
-
-def _make_class(op: Op) -> type[PointwiseModule]:
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    inplace = inspect.Parameter("inplace", kind, default=False, annotation="bool")
-    signature = inspect.Signature([*_pointwise.parameters_of(op.name), inplace])
-    extra = "".join(
-        f"{p.name} : {p.annotation}, default {p.default!r}\n"
-        for p in _pointwise.parameters_of(op.name)
-    )
-    doc = (
-        f"Pointwise block z = {_pointwise.formula_of(op.name)}.\n\n"
-        f"Parameters\n----------\n{extra}"
-        "inplace : bool\n    Accepted for code written for PyTorch; has no effect.\n"
-    )
-    namespace = {
-        "__doc__": doc,
-        "__module__": "gradstack.nn",
-        "__signature__": signature,
-        "_op": op.name,
-        "_init_signature": signature,
-    }
-    return type(PointwiseModule)(op.module, (PointwiseModule,), namespace)
-
-
-CLASSES = {op.module: _make_class(op) for op in OPS.values() if op.module}
-globals().update(CLASSES)
-__all__ = ["PointwiseModule", *CLASSES]
+_classes = {op.module: make_class(op) for op in OPS.values() if op.module}
+globals().update(_classes)
+__all__ = tuple(_classes)

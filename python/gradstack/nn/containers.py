@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, overload
 
-from gradstack._trace import TraceError, Var, concat, find_var
+from gradstack._trace import TraceError, Var, concat
 from gradstack.nn.layers import Dropout, Flatten, _OverFeatures
 from gradstack.nn.module import Module, SampleHint
 
@@ -114,6 +114,7 @@ class Sequential(_Numbered):
         return self
 
     def forward(self, x: Any) -> Any:
+        """Apply the modules in order."""
         for module in self._items():
             x = module(*x) if isinstance(x, tuple) else module(x)
         return x
@@ -134,7 +135,7 @@ class Sequential(_Numbered):
 
 def keeps_shape(module: Module) -> bool:
     """Whether a module takes samples of any shape and leaves it as it is."""
-    from gradstack.nn.activations import PointwiseModule
+    from gradstack.nn.pointwise import PointwiseModule
     from gradstack.nn.python import Pointwise
 
     return isinstance(module, (PointwiseModule, Pointwise, Dropout, _OverFeatures))
@@ -209,6 +210,7 @@ class Add(_Branches):
     """Sum of several modules applied to the same input: m0(x) + m1(x) + ..."""
 
     def forward(self, x: Any) -> Any:
+        """Sum of the branches."""
         total, *rest = self._branches(x)
         for branch in rest:
             total = total + branch
@@ -219,6 +221,7 @@ class Concat(_Branches):
     """Outputs of several modules applied to the same input, side by side."""
 
     def forward(self, x: Any) -> Any:
+        """Outputs of the branches, side by side."""
         return concat(self._branches(x))
 
 
@@ -239,7 +242,8 @@ class Residual(Module):
         self.body = modules[0] if len(modules) == 1 else Sequential(*modules)
 
     def forward(self, x: Any) -> Any:
-        if find_var([x]) is None or not isinstance(x, Var):
+        """x + f(x)."""
+        if not isinstance(x, Var):
             raise TraceError(f"[Residual] takes one variable, got {type(x).__name__}")
         return x + self.body(x)
 

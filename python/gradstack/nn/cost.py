@@ -150,7 +150,9 @@ class Cost:
         array = as_real(y, "y")
         if single:
             array = array[None]
-        if self.target == "label" or (self.target is None and self._looks_like_labels(array, shape)):
+        if self.target == "label" or (
+            self.target is None and self._looks_like_labels(array, shape)
+        ):
             return self._labels(array, count, None)
         if array.ndim == 1:
             array = array[:, None]
@@ -191,8 +193,10 @@ class Cost:
 
 
 class _CheckedCost:
-    """A Python cost as the core calls it: what it returns is checked, so that a wrong shape is an
-    error naming the cost instead of a wrong number."""
+    """A Python cost as the core calls it.
+
+    What it returns is checked, so that a wrong shape is an error naming the cost.
+    """
 
     def __init__(self, cost: Cost) -> None:
         if cost.reduction not in ("mean", "sum"):
@@ -277,7 +281,7 @@ class TableCost(Cost):
 
     def gradient(self, ybar: Array, y: Any = None) -> Array:
         """Derivative of every sample's loss with respect to its ybar, (B, d)."""
-        rows, target, single = self._read(ybar, y)
+        rows, target, _ = self._read(ybar, y)
         if not len(rows):
             return rows
         averaged: Array = self._make(rows.dtype, "mean").gradient(rows, target)
@@ -285,11 +289,13 @@ class TableCost(Cost):
         total: float = len(rows)
         if self.weight is not None and target is not None and target.ndim == 1:
             total = float(self.weight[target].sum())
-        return (averaged * averaged.dtype.type(total)).reshape(np.shape(ybar))
+        averaged *= averaged.dtype.type(total)
+        return averaged.reshape(np.shape(ybar))
 
     def match_target(
         self, y: Any, count: int, shape: tuple[int, ...], single: bool = False
     ) -> Array | None:
+        """Check y against outputs of `shape`, as the table wants it."""
         owner = type(self).__name__
         kind = self.row.target
         if y is None:
@@ -321,6 +327,7 @@ class TableCost(Cost):
         raise ValueError(f"[{owner}] y has shape {got}, expected {expected}")
 
     def config(self) -> dict[str, Any]:
+        """What defines the cost, as plain values."""
         weight = None if self.weight is None else self.weight.tolist()
         return {**super().config(), **self._params, "weight": weight}
 

@@ -9,11 +9,25 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-
 from gradstack._arrays import as_number
-from gradstack.nn.cost import COSTS, Array, Cost, CostRow, TableCost
+from gradstack.nn.cost import COSTS, Array, CostRow, TableCost
 
-__all__ = ["Cost"]
+__all__ = [
+    "BCELoss",
+    "BCEWithLogitsLoss",
+    "CrossEntropyLoss",
+    "GaussianNLLLoss",
+    "HingeEmbeddingLoss",
+    "HuberLoss",
+    "KLDivLoss",
+    "L1Loss",
+    "MSELoss",
+    "NLLLoss",
+    "PoissonNLLLoss",
+    "QuantileLoss",
+    "SmoothL1Loss",
+    "SquaredError",
+]
 
 
 class SquaredError(TableCost):
@@ -165,9 +179,7 @@ class GaussianNLLLoss(TableCost):
         "mean" or "sum".
     """
 
-    def __init__(
-        self, *, full: bool = False, eps: float = 1e-6, reduction: str = "mean"
-    ) -> None:
+    def __init__(self, *, full: bool = False, eps: float = 1e-6, reduction: str = "mean") -> None:
         super().__init__(reduction, full=bool(full), eps=_positive(eps, "eps"))
 
 
@@ -219,7 +231,7 @@ def _generic_class(row: CostRow) -> type[TableCost]:
     parameters.append(inspect.Parameter("reduction", only, default="mean"))
     signature = inspect.Signature(parameters)
 
-    def __init__(self: TableCost, *args: Any, **kwargs: Any) -> None:
+    def init(self: TableCost, *args: Any, **kwargs: Any) -> None:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         numbers = {n: as_number(bound.arguments[n], n) for n, _ in row.params}
@@ -231,19 +243,13 @@ def _generic_class(row: CostRow) -> type[TableCost]:
         "__doc__": f"The cost {row.name} of the core's table.",
         "__module__": "gradstack.nn",
         "__signature__": signature,
-        "__init__": __init__,
+        "__init__": init,
     }
     return type(row.name, (TableCost,), namespace)
 
 
-def _complete() -> None:
-    """Give every row of the table its class."""
-    for name, row in COSTS.items():
-        cls = globals().get(name)
-        if cls is None:
-            cls = globals()[name] = _generic_class(row)
-        cls.row = row
-        __all__.append(name)
-
-
-_complete()
+for _name, _row in COSTS.items():
+    if _name not in globals():
+        globals()[_name] = _generic_class(_row)
+        __all__.append(_name)
+    globals()[_name].row = _row

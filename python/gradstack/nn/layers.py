@@ -13,7 +13,7 @@ from gradstack._flat import FLOATS, Parameter
 from gradstack._trace import ShapeError, Tracer, Var
 from gradstack.nn.module import (
     Array,
-    Module,
+    Layer,
     SampleHint,
     require_features,
     require_variable,
@@ -35,7 +35,7 @@ def net_dtype(dtype: Any) -> np.dtype[Any]:
     return FLOATS[FLOATS.index(resolved)]
 
 
-class Linear(Module):
+class Linear(Layer):
     """Linear block s = W z + b.
 
     Parameters
@@ -97,9 +97,6 @@ class Linear(Module):
         )
         self.mask = None if mask is None else _as_mask(mask, shape)
 
-    def forward(self, x: Any) -> Any:
-        return self(x)
-
     def _enter(self, tracer: Tracer, *xs: Any) -> Var:
         x = require_variable(self, xs)
         name = tracer.name_of(self)
@@ -120,6 +117,7 @@ class Linear(Module):
         return SampleHint((self.in_features,), type(self).__name__)
 
     def extra_repr(self) -> str:
+        """The arguments, as text."""
         text = f"in_features={self.in_features}, out_features={self.out_features}"
         text += f", bias={self.bias is not None}"
         if self.mask is not None:
@@ -139,7 +137,7 @@ def _as_mask(mask: Any, shape: tuple[int, int]) -> Array:
     return result
 
 
-class Flatten(Module):
+class Flatten(Layer):
     """Put all values of a sample in one axis.
 
     ``start_dim`` and ``end_dim`` are accepted as PyTorch's defaults only (1 and -1, counting the
@@ -154,10 +152,8 @@ class Flatten(Module):
                 f"start_dim={start_dim} and end_dim={end_dim}"
             )
 
-    def forward(self, x: Any) -> Any:
-        return self(x)
-
     def __call__(self, *xs: Any, out: Any = None) -> Any:
+        """Flatten a batch (B, ...), or a traced variable."""
         if len(xs) == 1 and not isinstance(xs[0], Var):
             # Arrays come in batches here, as in PyTorch: a lone Flatten knows no sample shape.
             array = as_real(xs[0], "x")
@@ -172,7 +168,7 @@ class Flatten(Module):
         return require_variable(self, xs)._reshape((-1,), tracer.name_of(self))
 
 
-class Dropout(Module):
+class Dropout(Layer):
     """Drop values with probability `p` in training and scale the others by 1 / (1 - p).
 
     The pattern depends on the seed, the step and the sample alone, never on threads. In evaluation
@@ -183,14 +179,12 @@ class Dropout(Module):
         super().__init__()
         self.p = as_number(p, "p", low=0.0, high=1.0)
 
-    def forward(self, x: Any) -> Any:
-        return self(x)
-
     def _enter(self, tracer: Tracer, *xs: Any) -> Var:
         x = require_variable(self, xs)
         return record_dropout(x, self.p, tracer.name_of(self), self)
 
     def extra_repr(self) -> str:
+        """The arguments, as text."""
         return f"p={self.p:g}"
 
 
@@ -200,7 +194,7 @@ def record_dropout(x: Var, p: float, name: str, block: Any = None) -> Var:
     return x._tracer.add("dropout", name, [x], x.shape, block=block, p=p)
 
 
-class _OverFeatures(Module):
+class _OverFeatures(Layer):
     """Softmax and its logarithm, over the one axis of a sample."""
 
     _kind = ""
@@ -211,14 +205,12 @@ class _OverFeatures(Module):
             raise ValueError(f"{type(self).__name__} works over the features: dim=-1, got {dim}")
         self.dim = -1
 
-    def forward(self, x: Any) -> Any:
-        return self(x)
-
     def _enter(self, tracer: Tracer, *xs: Any) -> Var:
         x = require_variable(self, xs)
         return over_features(self._kind, x, tracer.name_of(self), self)
 
     def extra_repr(self) -> str:
+        """The arguments, as text."""
         return "dim=-1"
 
 
@@ -243,7 +235,7 @@ class LogSoftmax(_OverFeatures):
     _kind = "log_softmax"
 
 
-class NearestNeighbour(Module):
+class NearestNeighbour(Layer):
     """Index of the nearest prototype, argmin_k ||x - w_k||^2; the first one of several.
 
     Parameters
@@ -293,9 +285,6 @@ class NearestNeighbour(Module):
         self.prototypes = len(values)
         self.weight = Parameter(values.astype(kind))
 
-    def forward(self, x: Any) -> Any:
-        return self(x)
-
     def _enter(self, tracer: Tracer, *xs: Any) -> Var:
         x = require_variable(self, xs)
         name = tracer.name_of(self)
@@ -307,4 +296,5 @@ class NearestNeighbour(Module):
         return SampleHint((self.in_features,), type(self).__name__)
 
     def extra_repr(self) -> str:
+        """The arguments, as text."""
         return f"in_features={self.in_features}, prototypes={self.prototypes}"

@@ -13,6 +13,7 @@ from gradstack import _compiled, _flat
 from gradstack._arrays import as_real, as_shape, cast
 from gradstack._flat import Parameter, clock
 from gradstack._trace import ShapeError, TraceError, Tracer, Var, find_var
+from gradstack.nn.state import LoadResult, load_state, state_slots
 
 Array = npt.NDArray[Any]
 M = TypeVar("M", bound="Module")
@@ -25,13 +26,6 @@ _CACHES: dict[str, Any] = {
     "_traces": None,
     "_fast": None,
 }
-
-
-class LoadResult(NamedTuple):
-    """What a non-strict `load_state_dict` left out."""
-
-    missing_keys: list[str]
-    unexpected_keys: list[str]
 
 
 class SampleHint(NamedTuple):
@@ -174,7 +168,7 @@ class Module(metaclass=_ModuleMeta):
             )
         parameter[...] = array
 
-    def register_parameter(self, name: str, param: Parameter | None) -> None:
+    def register_parameter(self, name: str, param: Any) -> None:
         """Register a parameter under `name` (None: an empty slot)."""
         if param is None:
             self._forget(name)
@@ -185,7 +179,7 @@ class Module(metaclass=_ModuleMeta):
         else:
             raise TypeError(f"param must be an nn.Parameter, got {type(param).__name__}")
 
-    def add_module(self, name: str, module: Module | None) -> None:
+    def add_module(self, name: Any, module: Any) -> None:
         """Register a submodule under `name`."""
         if module is not None and not isinstance(module, Module):
             raise TypeError(f"module must be an nn.Module, got {type(module).__name__}")
@@ -295,9 +289,7 @@ class Module(metaclass=_ModuleMeta):
         owner = type(self).__name__
         dtype = _flat.common_dtype(named, owner)
         if dtype is None:
-            w: Array = state["_w"] if state["_w"] is not None and not state["_w"].size else (
-                np.empty(0, np.float32)
-            )
+            w = np.empty(0, np.float32)
         else:
             found = _flat.side_by_side(named)
             if found is None:
@@ -308,11 +300,8 @@ class Module(metaclass=_ModuleMeta):
                 _flat.move_into(own, list(self.modules()), named)
                 found = own
             w = found
-        old = state["_w"]
-        same = old is not None and old.dtype == w.dtype and old.shape == w.shape and (
-            old.ctypes.data == w.ctypes.data
-        )
-        if not same:
+        # The same memory keeps the same array object.
+        if not _flat.same_memory(state["_w"], w):
             state["_w"] = w
         state["_w_clock"] = clock.now
 
@@ -324,9 +313,8 @@ class Module(metaclass=_ModuleMeta):
         """
         if self._w_clock != clock.now:
             self._bind()
-        w = self._w
-        assert w is not None
-        return w
+        assert self._w is not None
+        return self._w
 
     @w.setter
     def w(self, value: Any) -> None:
@@ -373,18 +361,10 @@ class Module(metaclass=_ModuleMeta):
 
     # State ------------------------------------------------------------------------------------
 
-    def _state_slots(self, prefix: str = "") -> list[tuple[str, Parameter]]:
-        """Every (name, parameter), those of shared modules under each of their names."""
-        slots = [(prefix + n, p) for n, p in self._parameters.items() if p is not None]
-        for name, child in self._modules.items():
-            if child is not None:
-                slots += child._state_slots(f"{prefix}{name}.")
-        return slots
-
     def state_dict(self) -> dict[str, Array]:
         """Copies of all parameters by name, under PyTorch's keys."""
         self._bind()
-        return {name: np.array(parameter) for name, parameter in self._state_slots()}
+        return {name: np.array(parameter) for name, parameter in state_slots(self)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadResult:
         """Copy parameters from a mapping of names to arrays or tensors.
@@ -408,38 +388,7 @@ class Module(metaclass=_ModuleMeta):
         TypeError
             A value is not real.
         """
-        if not isinstance(state_dict, Mapping):
-            raise TypeError(f"state_dict must be a mapping, got {type(state_dict).__name__}")
-        self._bind()
-        slots = dict(self._state_slots())
-        missing = [name for name in slots if name not in state_dict]
-        unexpected = [str(name) for name in state_dict if name not in slots]
-        owner = type(self).__name__
-        if strict and (missing or unexpected):
-            problems = [f"missing key {n!r}" for n in missing]
-            problems += [f"unexpected key {n!r}" for n in unexpected]
-            raise ValueError(f"[{owner}] load_state_dict: {', '.join(problems)}")
-        loaded: list[tuple[Parameter, Array]] = []
-        first: dict[int, tuple[str, Array]] = {}
-        for name, parameter in slots.items():
-            if name not in state_dict:
-                continue
-            array = cast(as_real(state_dict[name], repr(name)), parameter.dtype, repr(name))
-            if array.shape != parameter.shape:
-                raise ValueError(
-                    f"[{owner}] load_state_dict: {name!r} has shape {array.shape}, expected "
-                    f"{parameter.shape}"
-                )
-            other = first.setdefault(id(parameter), (name, array))
-            if not np.array_equal(other[1], array, equal_nan=True):
-                raise ValueError(
-                    f"[{owner}] load_state_dict: {other[0]!r} and {name!r} are one parameter but "
-                    "have different values"
-                )
-            loaded.append((parameter, array))
-        for parameter, array in loaded:
-            parameter[...] = array
-        return LoadResult(missing, unexpected)
+        return load_state(self, state_dict, strict)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in _CACHES}
@@ -544,6 +493,17 @@ class Module(metaclass=_ModuleMeta):
             return f"{type(self).__name__}({extra})"
         body = "\n  ".join([extra, *lines] if extra else lines)
         return f"{type(self).__name__}(\n  {body}\n)"
+
+
+class Layer(Module):
+    """Base class of the built-in blocks, which enter a graph as one stage."""
+
+    def forward(self, x: Any) -> Any:
+        """Apply the block; the same as calling it."""
+        return self(x)
+
+    def _enter(self, tracer: Tracer, *xs: Any) -> Var:
+        raise NotImplementedError
 
 
 def require_variable(module: Module, xs: tuple[Any, ...]) -> Var:

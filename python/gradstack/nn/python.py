@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gradstack._trace import ShapeError, TraceError, Tracer, Var
-from gradstack.nn.module import Array, Module, require_variable
+from gradstack.nn.module import Array, Layer, Module, require_variable
 
 
 class OpaqueBlock:
@@ -46,9 +46,7 @@ class OpaqueBlock:
                 f"{len(x)} samples, expected ({len(x)}, {'d' if d is None else d})"
             )
         if array.dtype.kind not in "fiub":
-            raise TypeError(
-                f"[{type(self.module).__name__}] {method} returned dtype {array.dtype}"
-            )
+            raise TypeError(f"[{type(self.module).__name__}] {method} returned dtype {array.dtype}")
         return np.ascontiguousarray(array, x.dtype)
 
 
@@ -87,9 +85,11 @@ class _PointwiseBlock:
         self.module = module
 
     def forward(self, x: Array) -> Array:
+        """Values of h."""
         return self._checked(self.module.h(x), x, "h")
 
     def vjp(self, x: Array, dy: Array) -> Array:
+        """Gradient with respect to x."""
         return dy * self._checked(self.module.dh(x), x, "dh")
 
     jvp = vjp  # a diagonal Jacobian is its own transpose
@@ -106,7 +106,7 @@ class _PointwiseBlock:
         return np.ascontiguousarray(array, x.dtype)
 
 
-class Pointwise(Module):
+class Pointwise(Layer):
     """A pointwise block z = h(s) from two NumPy functions.
 
     Parameters
@@ -131,13 +131,11 @@ class Pointwise(Module):
 
     def __init__(self, h: Callable[[Array], Any], dh: Callable[[Array], Any]) -> None:
         super().__init__()
-        if not callable(h) or not callable(dh):
-            raise TypeError("h and dh must be callable")
+        for name, function in (("h", h), ("dh", dh)):
+            if not callable(function):
+                raise TypeError(f"{name} must be callable, got {type(function).__name__}")
         self.h = h
         self.dh = dh
-
-    def forward(self, x: Any) -> Any:
-        return self(x)
 
     def _enter(self, tracer: Tracer, *xs: Any) -> Var:
         x = require_variable(self, xs)
@@ -152,4 +150,5 @@ class Pointwise(Module):
         )
 
     def extra_repr(self) -> str:
+        """The function, as text."""
         return f"h={getattr(self.h, '__name__', self.h)}"

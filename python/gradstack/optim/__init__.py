@@ -8,4 +8,5 @@ from gradstack.optim.base import Optimizer
 from gradstack.optim.lbfgs import LBFGS
 from gradstack.optim.rules import *  # noqa: F403
 
-__all__ = ["LBFGS", "Optimizer", "schedules", *_rules.__all__]
+__all__ = ["LBFGS", "Optimizer", "schedules"]
+__all__ += _rules.__all__

@@ -70,9 +70,7 @@ class PythonOptimizer(Optimizer):
 class _Clipped:
     """A problem whose gradients are clipped: first by value, then by norm."""
 
-    def __init__(
-        self, problem: Problem, clip_norm: float | None, clip_value: float | None
-    ) -> None:
+    def __init__(self, problem: Problem, clip_norm: float | None, clip_value: float | None) -> None:
         self._problem = problem
         self._clip_norm = clip_norm
         self._clip_value = clip_value

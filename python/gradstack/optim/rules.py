@@ -1,8 +1,8 @@
 """First-order optimisers, with PyTorch's formulas, names and defaults.
 
-All take ``clip_norm`` and ``clip_value`` (the gradient is scaled to at most this L2 norm, or clamped
-entry by entry; value first), and ``decay_bias=False`` keeps weight decay off the biases. An entry of
-the core's table that is not written out here gets a class with just its parameters.
+All take ``clip_norm`` and ``clip_value`` (the gradient is scaled to at most this L2 norm, or
+clamped entry by entry; value first), and ``decay_bias=False`` keeps weight decay off the biases. An
+entry of the core's table that is not written out here gets a class with just its parameters.
 """
 
 from __future__ import annotations
@@ -14,7 +14,16 @@ from gradstack._arrays import as_number
 from gradstack.optim.base import RULES, RuleOptimizer, RuleRow
 from gradstack.optim.schedules import Lr
 
-__all__: list[str] = []
+__all__ = [
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Lion",
+    "NAdam",
+    "RMSprop",
+]
 
 
 def _betas(betas: Any) -> tuple[float, float]:
@@ -250,7 +259,7 @@ def _generic_class(row: RuleRow) -> type[RuleOptimizer]:
         ]
     )
 
-    def __init__(self: RuleOptimizer, *args: Any, **kwargs: Any) -> None:
+    def init(self: RuleOptimizer, *args: Any, **kwargs: Any) -> None:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         values = bound.arguments
@@ -261,19 +270,13 @@ def _generic_class(row: RuleRow) -> type[RuleOptimizer]:
         "__doc__": f"The update rule {row.name} of the core's table.",
         "__module__": "gradstack.optim",
         "__signature__": signature,
-        "__init__": __init__,
+        "__init__": init,
     }
     return type(row.cls, (RuleOptimizer,), namespace)
 
 
-def _complete() -> None:
-    """Give every row of the table its class."""
-    for name, row in RULES.items():
-        cls = globals().get(name)
-        if cls is None:
-            cls = globals()[name] = _generic_class(row)
-        cls.row = row
-        __all__.append(name)
-
-
-_complete()
+for _name, _row in RULES.items():
+    if _name not in globals():
+        globals()[_name] = _generic_class(_row)
+        __all__.append(_name)
+    globals()[_name].row = _row

@@ -33,12 +33,13 @@ class Schedule:
         self.arguments = arguments
 
     def __call__(self, step: int) -> float:
+        """The rate at `step`."""
         return float(_FORMULAS[self.name](step, **self.arguments))
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Schedule)
-            and (self.name, self.arguments) == (other.name, other.arguments)
+        return isinstance(other, Schedule) and (self.name, self.arguments) == (
+            other.name,
+            other.arguments,
         )
 
     def __hash__(self) -> int:
@@ -61,7 +62,10 @@ def constant(lr: float) -> Schedule:
 def step(lr: float, step_size: int, gamma: float = 0.1) -> Schedule:
     """lr * gamma ** (step // step_size)."""
     return Schedule(
-        "step", lr=_rate(lr), step_size=as_count(step_size, "step_size"), gamma=_rate(gamma, "gamma")
+        "step",
+        lr=_rate(lr),
+        step_size=as_count(step_size, "step_size"),
+        gamma=_rate(gamma, "gamma"),
     )
 
 
@@ -179,9 +183,7 @@ _FORMULAS: dict[str, Callable[..., float]] = {
     "step": lambda step, lr, step_size, gamma: lr * gamma ** (step // step_size),
     "multistep": lambda step, lr, milestones, gamma: lr * gamma ** bisect_right(milestones, step),
     "exponential": lambda step, lr, gamma: lr * gamma**step,
-    "linear": lambda step, lr, total_steps, final: (
-        lr + (final - lr) * min(step / total_steps, 1.0)
-    ),
+    "linear": lambda step, lr, total_steps, final: lr + (final - lr) * min(step / total_steps, 1.0),
     "polynomial": _polynomial,
     "cosine": _cosine,
     "warmup": _warmup,

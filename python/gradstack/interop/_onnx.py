@@ -46,9 +46,8 @@ def export_onnx(net: Module, path: str | os.PathLike[str]) -> None:
 
     Notes
     -----
-    The model uses opset 17 and the net's dtype. ONNX Runtime has no float64 kernel for ``Erf``, so a
-    float64 net with the exact GELU is valid ONNX but needs another runtime; use
-    ``GELU(approximate="tanh")`` or float32 there.
+    The model uses opset 17 and the net's dtype. ONNX Runtime has no float64 kernel for ``Erf``: a
+    float64 net with the exact GELU is valid ONNX but needs another runtime.
 
     Examples
     --------
@@ -147,9 +146,7 @@ def _nearest(b: Builder, stage: _Stage, x: list[str], parameters: _Parameters) -
     axis, last = _index(b, 1), _index(b, 2)
     difference = b.node("Sub", b.node("Unsqueeze", x[0], axis), weight)
     distance = b.node("ReduceSum", b.node("Mul", difference, difference), last, keepdims=0)
-    return b.node(
-        "ArgMin", distance, name=stage["name"], axis=1, keepdims=0, select_last_index=0
-    )
+    return b.node("ArgMin", distance, name=stage["name"], axis=1, keepdims=0, select_last_index=0)
 
 
 def _slice(b: Builder, stage: _Stage, x: list[str], parameters: _Parameters) -> str:

@@ -1,0 +1,189 @@
+# The compiled core, see cpp/bindings.
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+_Array = npt.NDArray[Any]
+_Shape = tuple[int, ...]
+
+__version__: str
+
+def ops() -> list[dict[str, Any]]: ...
+def costs() -> list[dict[str, Any]]: ...
+def rules() -> list[dict[str, Any]]: ...
+def show_config() -> dict[str, Any]: ...
+def max_threads() -> int: ...
+
+class Graph:
+    def __init__(self) -> None: ...
+    def parameter(self, name: str, shape: Sequence[int]) -> None: ...
+    def add(self, kind: str, name: str, inputs: Sequence[str], **attrs: Any) -> None: ...
+    def finish(self, outputs: Sequence[str]) -> None: ...
+    @property
+    def n_params(self) -> int: ...
+    @property
+    def input_shapes(self) -> list[_Shape]: ...
+    @property
+    def output_shapes(self) -> list[_Shape]: ...
+    @property
+    def outputs(self) -> list[str]: ...
+    def stages(self) -> list[dict[str, Any]]: ...
+    def parameters(self) -> list[dict[str, Any]]: ...
+
+class _Cost(Protocol):
+    def value(
+        self, ybar: _Array, y: _Array | None, sample_weight: _Array | None = ...
+    ) -> float: ...
+    def per_sample(self, ybar: _Array, y: _Array | None) -> _Array: ...
+    def gradient(
+        self, ybar: _Array, y: _Array | None, sample_weight: _Array | None = ...
+    ) -> _Array: ...
+
+class _Linearization(Protocol):
+    @property
+    def outputs(self) -> list[_Array]: ...
+    def pull(
+        self, dys: Sequence[_Array | None], want_dx: bool = ..., want_dw: bool = ...
+    ) -> tuple[list[_Array], _Array]: ...
+    def push(self, dxs: Sequence[_Array | None], dw: _Array | None = ...) -> list[_Array]: ...
+
+class _Program(Protocol):
+    def forward(
+        self,
+        w: _Array,
+        xs: Sequence[_Array],
+        *,
+        train: bool = ...,
+        seed: int = ...,
+        step: int = ...,
+        threads: int = ...,
+        outs: list[_Array] | None = ...,
+    ) -> list[_Array]: ...
+    def vjp(
+        self,
+        w: _Array,
+        xs: Sequence[_Array],
+        *,
+        train: bool = ...,
+        seed: int = ...,
+        step: int = ...,
+        threads: int = ...,
+    ) -> _Linearization: ...
+    def linearize(
+        self,
+        w: _Array,
+        xs: Sequence[_Array],
+        *,
+        train: bool = ...,
+        seed: int = ...,
+        step: int = ...,
+        threads: int = ...,
+    ) -> _Linearization: ...
+    def jvp(
+        self,
+        w: _Array,
+        xs: Sequence[_Array],
+        dxs: Sequence[_Array | None],
+        dw: _Array | None = ...,
+    ) -> tuple[list[_Array], list[_Array]]: ...
+    def value_and_grad(
+        self,
+        w: _Array,
+        xs: Sequence[_Array],
+        y: _Array | None,
+        cost: _Cost,
+        sample_weight: _Array | None = ...,
+        *,
+        train: bool = ...,
+        seed: int = ...,
+        step: int = ...,
+        threads: int = ...,
+    ) -> tuple[float, _Array]: ...
+    def backprop(
+        self,
+        w: _Array,
+        xs: Sequence[_Array],
+        y: _Array | None,
+        cost: _Cost,
+        per_sample: bool = ...,
+    ) -> dict[str, Any]: ...
+
+class _Optimizer(Protocol):
+    t: int
+    @property
+    def state(self) -> _Array: ...
+    @property
+    def scalars(self) -> npt.NDArray[np.float64]: ...
+
+class _Trainer(Protocol):
+    def step(
+        self,
+        w: _Array,
+        xs: Sequence[_Array],
+        y: _Array | None,
+        sample_weight: _Array | None,
+        lr: float,
+        threads: int = ...,
+        train: bool = ...,
+        seed: int = ...,
+    ) -> float: ...
+    def begin(
+        self,
+        w: _Array,
+        X: Sequence[_Array],
+        y: _Array | None,
+        sample_weight: _Array | None,
+        *,
+        batch_size: int,
+        shuffle: bool,
+        seed: int,
+        threads: int,
+        check_finite: bool,
+        allow_nonfinite_loss: bool,
+    ) -> None: ...
+    def run(self, lrs: npt.NDArray[np.float64]) -> list[float]: ...
+    @property
+    def position(self) -> dict[str, Any]: ...
+    def seek(self, position: Mapping[str, Any]) -> None: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def step_in_epoch(self) -> int: ...
+    @property
+    def global_step(self) -> int: ...
+    @property
+    def steps_per_epoch(self) -> int: ...
+    @property
+    def last_loss(self) -> float: ...
+
+class _Typed:
+    """What exists once for float32 and once for float64."""
+
+    Optimizer: type[_Optimizer]
+    def Cost(
+        self,
+        name: str,
+        params: Sequence[float],
+        class_weight: _Array | None = ...,
+        reduction: str = ...,
+    ) -> _Cost: ...
+    def PyCost(self, impl: Any) -> _Cost: ...
+    def Program(self, graph: Graph) -> _Program: ...
+    def Trainer(
+        self, graph: Graph, cost: _Cost, optimizer: _Optimizer, *, frozen: Sequence[str] = ...
+    ) -> _Trainer: ...
+    def evaluate(
+        self,
+        program: _Program,
+        w: _Array,
+        X: Sequence[_Array],
+        y: _Array | None,
+        cost: _Cost,
+        sample_weight: _Array | None = ...,
+        threads: int = ...,
+    ) -> float: ...
+
+f32: _Typed
+f64: _Typed

@@ -1,0 +1,173 @@
+"""`Trainer`: single steps, for those who own the loop."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradstack._arrays import as_count
+from gradstack._compiled import core_for, read, split_inputs
+from gradstack._data import training_graph
+from gradstack._engine import BatchProblem, frozen_entries, frozen_names
+from gradstack._flat import clock
+from gradstack.functional import read_target, require_cost, require_net
+from gradstack.nn.cost import read_sample_weight
+from gradstack.optim.base import Optimizer, RuleOptimizer
+from gradstack.optim.python import PythonOptimizer
+
+if TYPE_CHECKING:
+    from gradstack._compiled import Compiled
+    from gradstack.nn.cost import Cost
+    from gradstack.nn.module import Module
+
+
+class Trainer:
+    """Makes single training steps on batches that the caller chooses.
+
+    Parameters
+    ----------
+    net : Module
+    cost : Cost
+    optimizer : Optimizer
+    num_threads : int or None
+        None: as many as pay.
+    seed : int
+        Seeds dropout.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import gradstack as gs
+    >>> from gradstack import nn, optim
+    >>> net = nn.Linear(2, 1)
+    >>> trainer = gs.Trainer(net, nn.SquaredError(), optim.SGD(lr=0.1))
+    >>> x, y = np.array([[1.0, 2.0]]), np.array([3.0])
+    >>> trainer.step(x, y) > trainer.step(x, y)
+    True
+    """
+
+    def __init__(
+        self,
+        net: Module,
+        cost: Cost,
+        optimizer: Optimizer,
+        *,
+        num_threads: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.net = require_net(net)
+        self.cost = require_cost(cost)
+        if not isinstance(optimizer, (RuleOptimizer, PythonOptimizer)):
+            raise TypeError(
+                f"optimizer must be an instance such as optim.Adam(), got {optimizer!r}"
+            )
+        if not net.w.size:
+            raise ValueError(f"[{type(net).__name__}] has no parameters to train")
+        self.optimizer = optimizer
+        self._threads = 0 if num_threads is None else as_count(num_threads, "num_threads")
+        self._seed = as_count(seed, "seed", low=0)
+        self._compiled: Compiled | None = None
+        self._core: Any = None
+        self._clock = -1
+
+    def step(self, x: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Make one step on a batch (or one sample).
+
+        Parameters
+        ----------
+        x : array_like, or a tuple of them
+        y : array_like or None
+            Targets or class labels.
+        sample_weight : array_like, (B,), optional
+
+        Returns
+        -------
+        float
+            The loss before the step.
+
+        Raises
+        ------
+        FloatingPointError
+            The loss is NaN or infinite; the net is unchanged.
+        """
+        if self._clock == clock.now and sample_weight is None and self._is_plain(x, y):
+            optimizer = self.optimizer
+            lr = optimizer.lr
+            if callable(lr):
+                lr = optimizer.lr_at(optimizer.t)
+            loss: float = self._core.step(
+                self._w, [x], y, None, lr, self._threads, True, self._seed
+            )
+            return loss
+        return self._general_step(x, y, sample_weight)
+
+    def _is_plain(self, x: Any, y: Any) -> bool:
+        """Whether x and y can go to the core as they are."""
+        if type(x) is not np.ndarray or x.dtype is not self._dtype or x.ndim != 2:
+            return False
+        if x.shape[1] != self._features or not x.shape[0] or not x.flags.c_contiguous:
+            return False
+        if type(y) is not np.ndarray or len(y) != len(x) or not y.flags.c_contiguous:
+            return False
+        if self._dense:
+            return y.dtype is self._dtype and y.ndim == 2 and y.shape[1] == self._targets
+        return y.ndim == 1 and y.dtype == np.int64
+
+    def _general_step(self, x: Any, y: Any, sample_weight: Any) -> float:
+        net, cost = self.net, self.cost
+        inputs = read(net, split_inputs(net, x))
+        target = read_target(net, cost, inputs, y)
+        weight = read_sample_weight(sample_weight, inputs.count, inputs.dtype, cost.reduction)
+        if inputs.count == 0:
+            raise ValueError("x has no samples, the average loss is undefined")
+        compiled = training_graph(net, inputs.compiled.in_shapes)
+        optimizer = self.optimizer
+        lr = optimizer.lr_at(optimizer.t)
+        w = net.w
+        if isinstance(optimizer, PythonOptimizer):
+            return self._python_step(optimizer, compiled, (inputs.xs, target, weight), lr)
+        assert isinstance(optimizer, RuleOptimizer)
+        if self._compiled is not compiled or self._clock != clock.now:
+            self._core = core_for(w.dtype).Trainer(
+                compiled.graph,
+                cost._core_cost(w.dtype),
+                optimizer.core_optimizer(net),
+                frozen=frozen_names(net),
+            )
+            self._compiled, self._w, self._dtype = compiled, w, w.dtype
+        plain = len(inputs.xs) == 1 and target is not None
+        self._clock = clock.now if plain else -1
+        self._features = inputs.xs[0].shape[1]
+        self._dense = target is not None and target.ndim == 2
+        self._targets = target.shape[1] if target is not None and target.ndim == 2 else 0
+        return float(
+            self._core.step(w, inputs.xs, target, weight, lr, self._threads, True, self._seed)
+        )
+
+    def _python_step(
+        self, optimizer: PythonOptimizer, compiled: Compiled, batch: tuple[Any, Any, Any], lr: float
+    ) -> float:
+        net = self.net
+        optimizer._claim(net)
+        w = net.w
+        run = {
+            "train": True,
+            "seed": self._seed,
+            "step": optimizer.t,
+            "threads": self._threads,
+        }
+        problem = BatchProblem(
+            compiled.program(w.dtype),
+            self.cost._core_cost(w.dtype),
+            batch,
+            frozen_entries(net),
+            run,
+        )
+        moved = w.copy()
+        loss = optimizer.step(problem, moved, lr)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss}; the weights are those before the step")
+        w[...] = moved
+        return loss

@@ -1,0 +1,456 @@
+// The cost table. The oracle is each cost's definition per sample, written out here in long double;
+// gradients are compared with its central differences, Hessian products with central differences of
+// the gradient, kinks with PyTorch's values; then every kernel set of this machine is compared with
+// the double-precision scalar kernels, for blocks and for single samples.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "gradstack/costs.hpp"
+#include "gradstack/registry.hpp"
+
+using namespace gradstack;
+
+namespace {
+
+using Real = long double;
+using Sample = std::vector<Real>;
+
+// One sample's target: dense y, or a label with the class weights.
+struct Target {
+  Sample y;
+  int label = -1;
+  Sample weight;
+};
+
+struct Range {
+  double lo = -3, hi = 3;
+};
+
+struct CostCase {
+  std::string name;
+  std::vector<double> p;
+  std::function<Real(const Sample& ybar, const Target& t)> loss;
+  // What random samples are drawn from.
+  Range ybar = {}, y = {};
+  std::vector<double> y_values = {};  // instead of the range
+  bool labels = false, weights = false;
+};
+
+// The mean of f(ybar_i, y_i) over the components.
+template <class F> auto mean_of(F f) {
+  return [f](const Sample& ybar, const Target& t) {
+    Real sum = 0;
+    for (std::size_t i = 0; i < t.y.size(); ++i) sum += f(ybar[i], t.y[i]);
+    return sum / static_cast<Real>(t.y.size());
+  };
+}
+
+// Cross-entropy from its definition, softmax by sums of exponentials.
+Real cross_entropy(const Sample& ybar, const Target& t, Real smoothing) {
+  Real total = 0, loss = 0;
+  for (const Real s : ybar) total += std::exp(s);
+  const Real classes = static_cast<Real>(ybar.size());
+  for (std::size_t c = 0; c < ybar.size(); ++c) {
+    Real target = t.label < 0 ? t.y[c] : Real(t.label == static_cast<int>(c));
+    target = target * (1 - smoothing) + smoothing / classes;
+    if (!t.weight.empty()) target *= t.weight[c];
+    loss -= target * std::log(std::exp(ybar[c]) / total);
+  }
+  return loss;
+}
+
+Real gaussian_nll(const Sample& ybar, const Target& t, Real eps, bool full) {
+  Real sum = 0;
+  const std::size_t n = t.y.size();
+  for (std::size_t i = 0; i < n; ++i) {
+    const Real var = std::max(ybar[n + i], eps), e = ybar[i] - t.y[i];
+    sum += (std::log(var) + e * e / var + (full ? std::log(2 * std::acos(Real(-1))) : 0)) / 2;
+  }
+  return sum / static_cast<Real>(n);
+}
+
+Real poisson(Real ybar, Real y, bool log_input, bool full) {
+  const Real pi = std::acos(Real(-1));
+  Real loss = log_input ? std::exp(ybar) - y * ybar : ybar - y * std::log(ybar + Real(1e-8));
+  if (full && y > 1) loss += y * std::log(y) - y + std::log(2 * pi * y) / 2;
+  return loss;
+}
+
+Real huber(Real e, Real delta) {
+  return std::fabs(e) < delta ? e * e / 2 : delta * (std::fabs(e) - delta / 2);
+}
+
+const std::vector<CostCase>& cases() {
+  const auto ce = [](Real smoothing) {
+    return [smoothing](const Sample& s, const Target& t) { return cross_entropy(s, t, smoothing); };
+  };
+  const auto squared = [](Real s, Real y) { return (s - y) * (s - y); };
+  const auto absolute = [](Real s, Real y) { return std::fabs(s - y); };
+  const auto bce = [](Real p, Real y) { return -y * std::log(p) - (1 - y) * std::log(1 - p); };
+  const auto bce_logits = [bce](Real s, Real y) { return bce(1 / (1 + std::exp(-s)), y); };
+  const auto kl = [](Real s, Real y) { return y > 0 ? y * (std::log(y) - s) : 0; };
+  const auto kl_log = [](Real s, Real y) { return std::exp(y) * (y - s); };
+  const auto hub = [](Real delta, Real scale) {
+    return mean_of([=](Real s, Real y) { return scale * huber(s - y, delta); });
+  };
+  const auto nll_counts = [](bool log_input, bool full) {
+    return mean_of([=](Real s, Real y) { return poisson(s, y, log_input, full); });
+  };
+  const auto hinge = [](Real margin) {
+    return mean_of([=](Real s, Real y) { return y > 0 ? s : std::max(Real(0), margin - s); });
+  };
+  const auto pinball = [](Real s, Real y) { return std::max(0.8L * (y - s), 0.2L * (s - y)); };
+  const auto gaussian = [](bool full) {
+    return [=](const Sample& s, const Target& t) { return gaussian_nll(s, t, 1e-6L, full); };
+  };
+  const auto sum_of_squares = [](const Sample& s, const Target& t) {
+    Real sum = 0;
+    for (std::size_t i = 0; i < s.size(); ++i) sum += (s[i] - t.y[i]) * (s[i] - t.y[i]);
+    return sum;
+  };
+  const auto nll = [](const Sample& s, const Target& t) {
+    const auto y = static_cast<std::size_t>(t.label);
+    return -s[y] * (t.weight.empty() ? 1 : t.weight[y]);
+  };
+  const Range unit{0, 1}, inner{0.05, 0.95}, wide{-6, 6}, counts{0, 4}, positive{0.2, 3};
+  const Range logs{-4, 0};
+  const std::vector<double> some_counts{0, 1, 2, 3}, halves{0, 0.5, 1}, signs{-1, 1};
+  const auto labelled = [](std::string name, std::vector<double> p, auto loss, bool weights) {
+    return CostCase{name, p, loss, {}, {}, {}, true, weights};
+  };
+  static const std::vector<CostCase> all = {
+      {"SquaredError", {}, sum_of_squares},
+      {"MSELoss", {}, mean_of(squared)},
+      {"L1Loss", {}, mean_of(absolute)},
+      {"SmoothL1Loss", {1}, hub(1, 1)},
+      {"SmoothL1Loss", {0.5}, hub(0.5, 2)},
+      {"SmoothL1Loss", {0}, mean_of(absolute)},
+      {"HuberLoss", {1}, hub(1, 1)},
+      {"HuberLoss", {2}, hub(2, 1)},
+      labelled("CrossEntropyLoss", {0}, ce(0), false),
+      labelled("CrossEntropyLoss", {0}, ce(0), true),
+      labelled("CrossEntropyLoss", {0.1}, ce(0.1L), false),
+      labelled("CrossEntropyLoss", {0.1}, ce(0.1L), true),
+      {"CrossEntropyLoss", {0}, ce(0), {}, unit},
+      {"CrossEntropyLoss", {0.2}, ce(0.2L), {}, unit, {}, false, true},
+      labelled("NLLLoss", {}, nll, false),
+      labelled("NLLLoss", {}, nll, true),
+      {"BCELoss", {}, mean_of(bce), inner, unit},
+      {"BCEWithLogitsLoss", {}, mean_of(bce_logits), wide, unit},
+      {"PoissonNLLLoss", {1, 0, 1e-8}, nll_counts(true, false), {}, counts},
+      {"PoissonNLLLoss", {1, 1, 1e-8}, nll_counts(true, true), {}, counts, some_counts},
+      {"PoissonNLLLoss", {0, 1, 1e-8}, nll_counts(false, true), positive, counts},
+      {"GaussianNLLLoss", {0, 1e-6}, gaussian(false), positive},
+      {"GaussianNLLLoss", {1, 1e-6}, gaussian(true), positive},
+      {"KLDivLoss", {0}, mean_of(kl), logs, unit},
+      {"KLDivLoss", {0}, mean_of(kl), logs, unit, halves},
+      {"KLDivLoss", {1}, mean_of(kl_log), logs, logs},
+      {"HingeEmbeddingLoss", {1}, hinge(1), {}, {}, signs},
+      {"HingeEmbeddingLoss", {2}, hinge(2), {}, {}, signs},
+      {"QuantileLoss", {0.8}, mean_of(pinball)},
+  };
+  return all;
+}
+
+// A block of samples for a case, and what a kernel makes of it.
+template <class T> struct Block {
+  Index d, dy, lanes;
+  std::vector<double> p;
+  std::vector<T> ybar, y, weight, scale, v, loss, grad, hv;
+  std::vector<std::int64_t> label;
+
+  CostArgs<T> args() {
+    CostArgs<T> a;
+    a.d = d, a.dy = label.empty() ? dy : 0, a.lanes = lanes;
+    a.ybar = ybar.data(), a.p = p.data();
+    a.y = label.empty() ? y.data() : nullptr;
+    a.label = label.empty() ? nullptr : label.data();
+    a.weight = weight.empty() ? nullptr : weight.data();
+    a.scale = scale.data(), a.v = v.data();
+    a.loss = loss.data(), a.grad = grad.data(), a.hv = hv.data();
+    return a;
+  }
+};
+
+Block<double> random_block(const CostCase& c, Index dy, Index lanes, unsigned seed) {
+  std::mt19937 random(seed);
+  const auto draw = [&](Range range) {
+    return std::uniform_real_distribution<double>(range.lo, range.hi)(random);
+  };
+  Block<double> b;
+  b.dy = dy, b.d = dy * cost_info(find_cost(c.name.c_str())).ybar_per_y, b.lanes = lanes;
+  b.p = c.p;
+  b.p.resize(kMaxCostParams);
+  for (Index i = 0; i < b.d * lanes; ++i) {
+    b.ybar.push_back(draw(c.ybar));
+    b.v.push_back(draw({-1, 1}));
+  }
+  for (Index i = 0; i < dy * lanes; ++i) {
+    const bool any_y = c.y_values.empty();
+    b.y.push_back(any_y ? draw(c.y) : c.y_values[random() % c.y_values.size()]);
+  }
+  for (Index i = 0; i < (c.weights ? b.d : 0); ++i) b.weight.push_back(draw({0.2, 2}));
+  for (Index l = 0; l < lanes; ++l) {
+    if (c.labels) b.label.push_back(static_cast<Index>(random()) % b.d);
+    b.scale.push_back(draw({0.1, 2}));
+  }
+  b.loss.assign(static_cast<std::size_t>(lanes), -99);
+  b.grad.assign(b.ybar.size(), -99);
+  b.hv.assign(b.ybar.size(), -99);
+  return b;
+}
+
+template <class To, class From> std::vector<To> cast(const std::vector<From>& x) {
+  std::vector<To> out;
+  for (const From e : x) out.push_back(static_cast<To>(e));
+  return out;
+}
+
+template <class To, class From> Block<To> cast(const Block<From>& from) {
+  Block<To> b;
+  b.d = from.d, b.dy = from.dy, b.lanes = from.lanes;
+  b.p = from.p, b.label = from.label;
+  b.ybar = cast<To>(from.ybar), b.y = cast<To>(from.y), b.weight = cast<To>(from.weight);
+  b.scale = cast<To>(from.scale), b.v = cast<To>(from.v), b.loss = cast<To>(from.loss);
+  b.grad = cast<To>(from.grad), b.hv = cast<To>(from.hv);
+  return b;
+}
+
+template <class T> Block<T> lane_of(const Block<T>& b, Index lane) {
+  Block<T> one = b;
+  const auto column = [&](const std::vector<T>& x) {
+    std::vector<T> out;
+    for (Index i = lane; i < static_cast<Index>(x.size()); i += b.lanes) {
+      out.push_back(x[static_cast<std::size_t>(i)]);
+    }
+    return out;
+  };
+  one.lanes = 1;
+  one.ybar = column(b.ybar), one.y = column(b.y), one.v = column(b.v);
+  one.scale = column(b.scale), one.loss = column(b.loss);
+  one.grad = column(b.grad), one.hv = column(b.hv);
+  if (!b.label.empty()) one.label = {b.label[static_cast<std::size_t>(lane)]};
+  return one;
+}
+
+void run(const CostCase& c, Block<double>& b) {
+  reference_kernels(double()).cost[find_cost(c.name.c_str())](b.args());
+}
+
+// Central difference of fourth order.
+template <class F> auto slope(F f, Real step) {
+  return (8 * (f(step) - f(-step)) - (f(2 * step) - f(-2 * step))) / (12 * step);
+}
+
+double worst_difference(const std::vector<double>& got, const std::vector<double>& want) {
+  double worst = 0;
+  REQUIRE(got.size() == want.size());
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    const double error = std::abs(got[i] - want[i]) / (1 + std::abs(want[i]));
+    worst = std::max(worst, std::isnan(error) ? HUGE_VAL : error);
+  }
+  return worst;
+}
+
+}  // namespace
+
+TEST_CASE("every cost has a case here, and its name finds it") {
+  for (int id = 0; id < kNumCosts; ++id) {
+    const std::string name = cost_info(id).name;
+    CAPTURE(name);
+    CHECK(find_cost(name.c_str()) == id);
+    CHECK(std::any_of(cases().begin(), cases().end(),
+                      [&](const CostCase& c) { return c.name == name; }));
+  }
+  CHECK(find_cost("MSE") == -1);
+  const CostInfo& ce = cost_info(find_cost("CrossEntropyLoss"));
+  CHECK(ce.target == TargetKind::kLabelsOrDense);
+  CHECK(ce.class_weights);
+  CHECK(cost_info(find_cost("NLLLoss")).target == TargetKind::kLabels);
+  CHECK(cost_info(find_cost("GaussianNLLLoss")).ybar_per_y == 2);
+  CHECK(cost_info(find_cost("MSELoss")).mean);
+  CHECK_FALSE(cost_info(find_cost("SquaredError")).mean);
+}
+
+TEST_CASE("value, gradient and Hessian product follow from the definition") {
+  for (const CostCase& c : cases()) {
+    for (const Index dy : {Index{1}, Index{5}}) {
+      CAPTURE(c.name);
+      CAPTURE(dy);
+      Block<double> b = random_block(c, dy, 1, 11 + static_cast<unsigned>(dy));
+      run(c, b);
+
+      Target target;
+      target.y.assign(b.y.begin(), b.y.end());
+      target.weight.assign(b.weight.begin(), b.weight.end());
+      if (c.labels) target.label = static_cast<int>(b.label[0]);
+      const Sample ybar(b.ybar.begin(), b.ybar.end());
+      CHECK(b.loss[0] == doctest::Approx(static_cast<double>(c.loss(ybar, target))).epsilon(1e-14));
+
+      std::vector<double> grad, hv;
+      for (std::size_t i = 0; i < ybar.size(); ++i) {
+        const Real derivative = slope(
+            [&](Real step) {
+              Sample moved = ybar;
+              moved[i] += step;
+              return c.loss(moved, target);
+            },
+            Real(1e-4));
+        grad.push_back(static_cast<double>(derivative) * b.scale[0]);
+      }
+      CHECK(worst_difference(b.grad, grad) <= 1e-11);
+
+      // Along v, the gradient changes by the Hessian times v.
+      for (std::size_t i = 0; i < ybar.size(); ++i) {
+        hv.push_back(static_cast<double>(slope(
+            [&](Real step) {
+              Block<double> moved = b;
+              for (std::size_t k = 0; k < ybar.size(); ++k) {
+                moved.ybar[k] += static_cast<double>(step) * b.v[k];
+              }
+              run(c, moved);
+              return moved.grad[i];
+            },
+            Real(1e-3))));
+      }
+      CHECK(worst_difference(b.hv, hv) <= 1e-9);
+      const bool curved = cost_info(find_cost(c.name.c_str())).has_second;
+      if (!curved) CHECK(std::all_of(b.hv.begin(), b.hv.end(), [](double h) { return h == 0; }));
+    }
+  }
+}
+
+TEST_CASE("kinks and limits have PyTorch's values") {
+  // One component; loss, gradient and second derivative from torch, float64.
+  struct Point {
+    std::string cost;
+    std::vector<double> p;
+    double ybar, y, loss, grad, second;
+  };
+  const double floor = 1e-12f;
+  const std::vector<Point> points = {
+      {"L1Loss", {}, 2, 2, 0, 0, 0},
+      {"SmoothL1Loss", {1}, 1, 0, 0.5, 1, 0},
+      {"SmoothL1Loss", {0}, 1, 1, 0, 0, 0},
+      {"HuberLoss", {2}, -2, 0, 2, -2, 0},
+      {"BCELoss", {}, 0, 1, 100, -1 / floor, 1 / floor / floor},
+      {"BCELoss", {}, 1, 0, 100, 1 / floor, 1 / floor / floor},
+      {"BCELoss", {}, 0, 0, 0, 0, 0},
+      {"BCEWithLogitsLoss", {}, 800, 0, 800, 1, 0},
+      {"BCEWithLogitsLoss", {}, -800, 0, 0, 0, 0},
+      {"KLDivLoss", {0}, -3, 0, 0, 0, 0},
+      {"HingeEmbeddingLoss", {1}, 1, -1, 0, -1, 0},
+      {"HingeEmbeddingLoss", {1}, 1.5, -1, 0, 0, 0},
+      {"HingeEmbeddingLoss", {1}, 0.25, 0, 1, 0, 0},
+      {"QuantileLoss", {0.8}, 2, 2, 0, 0, 0},
+  };
+  for (const Point& point : points) {
+    CAPTURE(point.cost);
+    CostCase c{point.cost, point.p, {}};
+    Block<double> b = random_block(c, 1, 1, 1);
+    b.ybar = {point.ybar}, b.y = {point.y}, b.v = {1}, b.scale = {1};
+    run(c, b);
+    CHECK(b.loss[0] == doctest::Approx(point.loss).epsilon(1e-14));
+    CHECK(b.grad[0] == doctest::Approx(point.grad).epsilon(1e-14));
+    CHECK(b.hv[0] == doctest::Approx(point.second).epsilon(1e-12));
+  }
+
+  // A variance below eps is raised to it; the gradient of the variance still flows.
+  CostCase gaussian{"GaussianNLLLoss", {0, 0.5}, {}};
+  Block<double> b = random_block(gaussian, 1, 1, 1);
+  b.ybar = {1, 0.1}, b.y = {0}, b.scale = {1};
+  run(gaussian, b);
+  CHECK(b.loss[0] == doctest::Approx(0.5 * (std::log(0.5) + 2)));
+  CHECK(b.grad[0] == doctest::Approx(2));
+  CHECK(b.grad[1] == doctest::Approx(0.5 * (2 - 4)));
+}
+
+TEST_CASE("cross-entropy is stable for large logits") {
+  CostCase c{"CrossEntropyLoss", {0}, {}};
+  c.labels = true;
+  Block<double> b = random_block(c, 3, 1, 1);
+  b.ybar = {1e4, -1e4, 0}, b.label = {1}, b.scale = {1};
+  run(c, b);
+  CHECK(b.loss[0] == 2e4);
+  CHECK(b.grad == std::vector<double>{1, -1, 0});
+}
+
+TEST_CASE_TEMPLATE("kernels agree, for blocks and single samples", T, float, double) {
+  const double eps = std::numeric_limits<T>::epsilon();
+  for (const CostCase& c : cases()) {
+    const int id = find_cost(c.name.c_str());
+    for (const Index dy : {Index{1}, Index{2}, Index{7}}) {
+      CAPTURE(c.name);
+      CAPTURE(dy);
+      const Block<T> start = cast<T>(random_block(c, dy, kLanes, 5));
+      Block<double> exact = cast<double>(start);
+      run(c, exact);
+      for (const Kernels<T>* kernels : available_kernels<T>()) {
+        INFO("kernels ", kernels->name);
+        Block<T> got = start;
+        kernels->cost[id](got.args());
+        CHECK(worst_difference(cast<double>(got.loss), exact.loss) <= 32 * eps);
+        CHECK(worst_difference(cast<double>(got.grad), exact.grad) <= 64 * eps);
+        CHECK(worst_difference(cast<double>(got.hv), exact.hv) <= 256 * eps);
+
+        // A single sample has the bits it has in a block.
+        for (const Index lane : {Index{0}, Index{19}, kLanes - 1}) {
+          Block<T> one = lane_of(start, lane);
+          const Block<T> want = lane_of(got, lane);
+          kernels->cost[id](one.args());
+          CHECK(one.loss == want.loss);
+          CHECK(one.grad == want.grad);
+          CHECK(one.hv == want.hv);
+        }
+
+        // Each result alone is the result in company, and a null pointer is left alone.
+        Block<T> alone = start;
+        CostArgs<T> args = alone.args();
+        args.grad = args.hv = nullptr, args.scale = args.v = nullptr;
+        kernels->cost[id](args);
+        CHECK(alone.loss == got.loss);
+        args = alone.args();
+        args.loss = args.hv = nullptr, args.v = nullptr;
+        kernels->cost[id](args);
+        args = alone.args();
+        args.loss = args.grad = nullptr;
+        kernels->cost[id](args);
+        CHECK(alone.grad == got.grad);
+        CHECK(alone.hv == got.hv);
+
+        // Padding lanes (scale 0) have gradient 0.
+        Block<T> padded = start;
+        std::fill(padded.scale.begin() + 20, padded.scale.end(), T(0));
+        kernels->cost[id](padded.args());
+        for (Index i = 0; i < padded.d; ++i) {
+          for (Index l = 20; l < kLanes; ++l) {
+            const auto at = static_cast<std::size_t>(i * kLanes + l);
+            CHECK(padded.grad[at] == T(0));
+            CHECK(padded.hv[at] == T(0));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("samples count by class weight under labels, else once") {
+  const std::int64_t label[] = {2, 0};
+  const double weight[] = {0.5, 1, 4}, y[] = {0};
+  CostArgs<double> a;
+  a.label = label, a.weight = weight;
+  CHECK(sample_normaliser(a, 0) == 4);
+  CHECK(sample_normaliser(a, 1) == 0.5);
+  a.weight = nullptr;
+  CHECK(sample_normaliser(a, 0) == 1);
+  a.weight = weight, a.label = nullptr, a.y = y;
+  CHECK(sample_normaliser(a, 0) == 1);
+}
