@@ -16,6 +16,9 @@ from gradstack import _core, nn
 
 torch = pytest.importorskip("torch", reason="the oracle is not installed")
 
+# Spinning threads of two libraries on a few cores wait for each other.
+torch.set_num_threads(1)
+
 WIDTHS = [1, 3, 17, 33, 65, 127]
 BATCHES = [1, 3, 17, 33, 65, 127]
 SMOOTH = ["Tanh", "Sigmoid", "SiLU", "GELU", "Softplus", "Mish", "Softsign", "LogSigmoid", "CELU"]
@@ -204,15 +207,32 @@ def flat_gradient(net: Any) -> np.ndarray:
     return np.concatenate([p.grad.numpy().ravel() for p in net.parameters()])
 
 
-def assert_close(got: Any, expected: Any, dtype: type, floor: float = 0.0) -> None:
-    """Relative to the largest entry."""
+def assert_close(
+    got: Any, expected: Any, dtype: type, floor: float = 0.0, rounded: Any = None
+) -> None:
+    """Relative to the largest entry; in float32 also by what PyTorch's float32, `rounded`, loses.
+
+    Products and quotients cancel in some of the random graphs, where float32 keeps few digits.
+    """
     got, expected = np.asarray(got), np.asarray(expected)
     assert got.shape == expected.shape
     assert got.dtype == dtype
     assert np.isfinite(got).all()
-    rtol = 1e-10 if dtype is np.float64 else 2e-5
     scale = max(np.abs(expected).max(initial=0), floor)
-    assert np.abs(got - expected).max(initial=0) <= rtol * scale + 1e-300
+    bound = (1e-10 if dtype is np.float64 else 1e-5) * scale + 1e-300
+    if dtype is np.float32 and rounded is not None:
+        bound = max(bound, 4 * np.abs(rounded - expected).max(initial=0))
+    assert np.abs(got - expected).max(initial=0) <= bound
+
+
+def their_pullback(net: Any, x: np.ndarray, dy: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Output, dx and dw in the precision of `net`."""
+    dtype = next(net.parameters()).dtype
+    tx = torch.tensor(x, dtype=dtype, requires_grad=True)
+    net.zero_grad()
+    y = net(tx)
+    y.backward(torch.tensor(dy, dtype=dtype))
+    return y.detach().numpy(), tx.grad.numpy(), flat_gradient(net)
 
 
 SEEDS = list(range(24))
@@ -228,17 +248,14 @@ def test_forward_and_pullback(seed: int, dtype: type) -> None:
     batch = BATCHES[seed % len(BATCHES)]
     x = rng.normal(size=(batch, recipe.d_in)).astype(np.float32)
     dy = rng.normal(size=(batch, recipe.d_out)).astype(np.float32)
-    tx = torch.tensor(x, dtype=torch.float64, requires_grad=True)
-    ty = theirs(tx)
-    ty.backward(torch.tensor(dy, dtype=torch.float64))
+    exact = their_pullback(theirs, x, dy)
+    rounded = their_pullback(theirs.float(), x, dy)
 
-    assert_close(net(x), ty.detach().numpy(), dtype)
     y, pullback = gs.vjp(net, x)
-    assert_close(y, ty.detach().numpy(), dtype)
+    assert_close(net(x), exact[0], dtype, rounded=rounded[0])
     for _ in range(2):
-        dx, dw = pullback(dy)
-        assert_close(dx, tx.grad.numpy(), dtype)
-        assert_close(dw, flat_gradient(theirs), dtype)
+        for got, expected, loose in zip((y, *pullback(dy)), exact, rounded, strict=True):
+            assert_close(got, expected, dtype, rounded=loose)
 
 
 @dtypes
@@ -272,24 +289,31 @@ def test_value_and_grad(seed: int, dtype: type) -> None:
     else:
         y = rng.normal(size=(batch, recipe.d_out)).astype(np.float32)
         ty = torch.tensor(y, dtype=torch.float64)
-    loss = getattr(torch.nn, name)()(theirs(torch.tensor(x, dtype=torch.float64)), ty)
-    loss.backward()
+    losses, gradients = [], []
+    for kind in (torch.float64, torch.float32):
+        theirs = theirs.to(kind)
+        theirs.zero_grad()
+        target = ty if labels else ty.to(kind)
+        loss = getattr(torch.nn, name)()(theirs(torch.tensor(x, dtype=kind)), target)
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(flat_gradient(theirs))
     cost = getattr(nn, name)()
-    rtol = 1e-10 if dtype is np.float64 else 2e-5
-    expected = flat_gradient(theirs)
+    rtol = 1e-10 if dtype is np.float64 else 1e-5
+    expected, rounded = gradients
     # An exact zero of one library may be a rounding error of the other (softmax of one class).
     floor = 1e-6 if np.abs(expected).max() < 1e-12 else 0.0
 
     value, dw = gs.value_and_grad(net, cost, x, y)
-    assert value == pytest.approx(loss.item(), rel=rtol, abs=1e-6 * rtol)
-    assert_close(dw, expected, dtype, floor)
+    assert value == pytest.approx(losses[0], rel=rtol, abs=1e-6 * rtol)
+    assert_close(dw, expected, dtype, floor, rounded)
 
     result = gs.backprop(net, cost, x, y)
-    assert result.loss == pytest.approx(loss.item(), rel=rtol, abs=1e-6 * rtol)
+    assert result.loss == pytest.approx(losses[0], rel=rtol, abs=1e-6 * rtol)
     by_name = {stage.name: stage.dw for stage in result.stages if stage.dw.size}
     assert set(by_name) == {f"layers.{i}" for i in range(len(recipe.linears))}
     joined = np.concatenate([by_name[f"layers.{i}"] for i in range(len(recipe.linears))])
-    assert_close(joined, expected, dtype, floor)
+    assert_close(joined, expected, dtype, floor, rounded)
 
 
 @dtypes

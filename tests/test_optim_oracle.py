@@ -13,6 +13,9 @@ from gradstack import _core, nn, optim
 
 torch = pytest.importorskip("torch", reason="the oracle is not installed")
 
+# Spinning threads of two libraries on a few cores wait for each other.
+torch.set_num_threads(1)
+
 STEPS = 30
 TABLE = {row["cls"]: row for row in _core.rules()}
 
@@ -118,10 +121,11 @@ WIDTHS = (5, 17, 3)
 
 def torch_net(dtype: Any) -> Any:
     torch.manual_seed(0)
+    # Made in float32, so that both dtypes start from the same weights.
     return torch.nn.Sequential(
-        torch.nn.Linear(WIDTHS[0], WIDTHS[1]),
+        torch.nn.Linear(WIDTHS[0], WIDTHS[1], dtype=torch.float32),
         torch.nn.Tanh(),
-        torch.nn.Linear(WIDTHS[1], WIDTHS[2]),
+        torch.nn.Linear(WIDTHS[1], WIDTHS[2], dtype=torch.float32),
     ).to(dtype)
 
 
@@ -151,6 +155,21 @@ def torch_trajectory(
     before_step: Callable[[int, Any, Any], None] = lambda step, net, optimizer: None,
 ) -> np.ndarray:
     """Weights after every step, (STEPS, P), in float64."""
+    default = torch.get_default_dtype()
+    # NAdam keeps a product of scalars in the default dtype, whatever its parameters have.
+    torch.set_default_dtype(dtype)
+    try:
+        return _torch_trajectory(case, dtype, groups, before_step)
+    finally:
+        torch.set_default_dtype(default)
+
+
+def _torch_trajectory(
+    case: Case,
+    dtype: Any,
+    groups: Callable[[Any], Any],
+    before_step: Callable[[int, Any, Any], None],
+) -> np.ndarray:
     net = torch_net(dtype)
     optimizer = torch_optimizer(case.name, groups(net), case.arguments)
     rows = []

@@ -16,7 +16,10 @@ import gradstack as gs
 from gradstack import _core
 
 ROOT = pathlib.Path(__file__).parent.parent
-DISTRIBUTION = importlib.metadata.distribution("gradstack")
+try:
+    DISTRIBUTION = importlib.metadata.distribution("gradstack")
+except importlib.metadata.PackageNotFoundError:
+    pytest.skip("gradstack is on the path but not installed", allow_module_level=True)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 

@@ -19,19 +19,23 @@ py::array_t<T> result_array(const py::object& out, const std::vector<py::ssize_t
   return array;
 }
 
-// What to differentiate by: "w", an input's number, or the name of a stage, meaning its input z_k.
+// What to differentiate by: "w", an input's number, or the name of a stage, meaning its input z_k
+// (of several: (name, number)).
 int wrt_stage(const Graph& graph, const py::object& wrt) {
   if (py::isinstance<py::int_>(wrt)) {
     const auto i = wrt.cast<std::size_t>();
     if (i >= graph.inputs().size()) throw py::value_error("wrt: the net has no such input");
     return graph.inputs()[i];
   }
-  const auto name = wrt.cast<std::string>();
-  if (name == "w") return Jacobian<float>::kParameters;
+  const bool numbered = py::isinstance<py::tuple>(wrt);
+  const auto name = (numbered ? wrt[py::int_(0)] : py::object(wrt)).cast<std::string>();
+  if (!numbered && name == "w") return Jacobian<float>::kParameters;
   const Stage& stage = graph.stage(graph.find(name));
-  if (stage.in.size() != 1)
-    throw py::value_error("wrt: block '" + name + "' has " + std::to_string(stage.in.size()) + " inputs, expected one");
-  int id = stage.in[0];
+  const auto i = numbered ? wrt[py::int_(1)].cast<std::size_t>() : std::size_t{0};
+  if (i >= stage.in.size() || (!numbered && stage.in.size() != 1))
+    throw py::value_error("wrt: block '" + name + "' has " + std::to_string(stage.in.size()) + " inputs" +
+                          (numbered ? "" : ", expected one"));
+  int id = stage.in[i];
   while (graph.stage(id).kind == Kind::Reshape) id = graph.stage(id).in[0];
   return id;
 }

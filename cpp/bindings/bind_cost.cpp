@@ -91,6 +91,21 @@ py::array_t<T> gradient(const Cost<T>& cost, const py::array& ybar, const py::ob
   return grad;
 }
 
+// The product of the average's Hessian in ybar, block-diagonal over samples, with v.
+template <class T>
+py::array_t<T> curvature(const Cost<T>& cost, const py::array& ybar, const py::object& y, const py::object& v,
+                         const py::object& sample_weight) {
+  Evaluation<T> e(cost, ybar, y);
+  std::vector<T> weights;
+  const std::vector<T> scale = e.scales(sample_weight, &weights);
+  py::array_t<T> hv = new_rows<T>(e.rows.count, e.rows.d);
+  e.rows.scale = scale.data();
+  e.rows.v = dense_rows<T>(v, "v", e.rows.count, e.rows.d);
+  e.rows.hv = hv.mutable_data();
+  e.run();
+  return hv;
+}
+
 Reduction to_reduction(const std::string& name) {
   if (name == "mean") return Reduction::Mean;
   if (name == "sum") return Reduction::Sum;
@@ -104,7 +119,8 @@ template <class T> void bind_cost(py::module_& m) {
   py::class_<Cost<T>, std::shared_ptr<Cost<T>>>(m, "CostBase")
       .def("value", &value<T>, arg("ybar"), arg("y"), arg("sample_weight") = py::none())
       .def("per_sample", &per_sample<T>, arg("ybar"), arg("y"))
-      .def("gradient", &gradient<T>, arg("ybar"), arg("y"), arg("sample_weight") = py::none());
+      .def("gradient", &gradient<T>, arg("ybar"), arg("y"), arg("sample_weight") = py::none())
+      .def("curvature", &curvature<T>, arg("ybar"), arg("y"), arg("v"), arg("sample_weight") = py::none());
   py::class_<TableCost<T>, Cost<T>, std::shared_ptr<TableCost<T>>>(m, "Cost")
       .def(py::init([](const std::string& name, std::vector<double> params,
                        const std::optional<std::vector<T>>& class_weight, const std::string& reduction) {

@@ -71,21 +71,25 @@ template <class T>
 void evaluate_rows(const Cost<T>& cost, const Kernels<T>& kernels, const CostRows<T>& r) {
   if (r.count == 0) return;
   if (!cost.by_block()) {
-    cost.rows(r.count, r.d, r.ybar, r.dy, r.y, r.labels, r.loss, r.grad);
-    if (r.grad && r.scale)
-      for (Index i = 0; i < r.count * r.d; ++i) r.grad[i] *= r.scale[i / r.d];
+    if (r.loss || r.grad) cost.rows(r.count, r.d, r.ybar, r.dy, r.y, r.labels, r.loss, r.grad);
+    if (r.hv) cost.curvature_rows(r.count, r.d, r.ybar, r.dy, r.y, r.labels, r.v, r.hv);
+    for (T* rows : {r.grad, r.hv})
+      for (Index i = 0; rows && r.scale && i < r.count * r.d; ++i) rows[i] *= r.scale[i / r.d];
     return;
   }
   Arena arena;
   T* ybar = arena.allocate<T>(kLanes * r.d);
   T* y = arena.allocate<T>(kLanes * r.dy);
   T* grad = arena.allocate<T>(kLanes * r.d);
+  T* v = arena.allocate<T>(kLanes * r.d);
+  T* hv = arena.allocate<T>(kLanes * r.d);
   T loss[kLanes], scale[kLanes];
   std::int64_t labels[kLanes];
   for (Index first = 0; first < r.count; first += kLanes) {
     const Index n = std::min(kLanes, r.count - first);
     kernels.rows_to_block(n, r.d, kLanes, r.ybar + first * r.d, r.d, ybar);
     if (r.y) kernels.rows_to_block(n, r.dy, kLanes, r.y + first * r.dy, r.dy, y);
+    if (r.hv) kernels.rows_to_block(n, r.d, kLanes, r.v + first * r.d, r.d, v);
     for (Index l = 0; l < kLanes; ++l) {
       const Index i = first + std::min(l, n - 1);
       if (r.labels) labels[l] = r.labels[i];
@@ -101,9 +105,12 @@ void evaluate_rows(const Cost<T>& cost, const Kernels<T>& kernels, const CostRow
     args.scale = scale;
     args.loss = r.loss ? loss : nullptr;
     args.grad = r.grad ? grad : nullptr;
+    args.v = r.hv ? v : nullptr;
+    args.hv = r.hv ? hv : nullptr;
     cost.block(kernels, args);
     if (r.loss) std::copy(loss, loss + n, r.loss + first);
     if (r.grad) kernels.block_to_rows(n, r.d, kLanes, grad, r.grad + first * r.d, r.d, false);
+    if (r.hv) kernels.block_to_rows(n, r.d, kLanes, hv, r.hv + first * r.d, r.d, false);
   }
 }
 

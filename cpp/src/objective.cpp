@@ -1,7 +1,8 @@
 #include "gradstack/objective.hpp"
 
 #include <algorithm>
-#include <cstring>
+#include <stdexcept>
+#include <string>
 
 namespace gradstack {
 namespace {
@@ -30,6 +31,11 @@ Objective<T>::Objective(std::shared_ptr<const Graph> graph, const Kernels<T>& ke
                         PlanOptions options, std::shared_ptr<const Cost<T>> cost, TargetSpec target)
     : cost_(std::move(cost)), target_(target), plan_(std::move(graph), kernels, std::move(options)),
       output_(plan_.graph().outputs()[0]), direct_(plan_.graph().inputs().size(), 0) {
+  if (plan_.graph().outputs().size() != 1)
+    throw std::invalid_argument("cost: a cost compares one output with y, the graph has " +
+                                std::to_string(plan_.graph().outputs().size()));
+  if (plan_.chosen_prototype() && !cost_->by_block())
+    throw std::invalid_argument("cost: the nearest-neighbour model learns with a cost of the table");
   const Index samples = plan_.blocks() * plan_.lanes();
   targets_ = arena_.allocate<T>(samples * target_.dy);
   target_rows_ = arena_.allocate<T>(samples * target_.dy);

@@ -76,6 +76,8 @@ template <class T> struct CostRows {
   const T* scale = nullptr;              // (count,) or null
   T* loss = nullptr;                     // (count,) or null
   T* grad = nullptr;                     // (count, d) or null
+  const T* v = nullptr;                  // (count, d) or null
+  T* hv = nullptr;                       // (d2L/dybar2) v times scale, (count, d); null without v
 };
 
 template <class T>

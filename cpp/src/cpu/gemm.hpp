@@ -1,7 +1,7 @@
 // The blocked matrix product around the microkernel.
 //
 // The product is cut into bands of rows of A and chunks of the sum such that one chunk of one block
-// of B (16 KB) stays in the L1 cache while a band of A passes by. Operands whose natural layout
+// of B (24 KB) stays in the L1 cache while a band of A passes by. Operands whose natural layout
 // would be walked in steps of a page or more are packed into scratch on the stack first.
 #pragma once
 
@@ -13,7 +13,7 @@ inline namespace GRADSTACK_UNIT {
 
 template <class T> struct GemmShape {
   static constexpr Index kPanel = kLanes;  // columns of B that are swept together
-  static constexpr Index kDepth = 16 * 1024 / (kPanel * static_cast<Index>(sizeof(T)));
+  static constexpr Index kDepth = 24 * 1024 / (kPanel * static_cast<Index>(sizeof(T)));
   static constexpr Index kBand = 48;       // rows of A that are swept together
   static constexpr Index kStrip = Tile::kVecs * Vec<T>::size;
   // Row stride of a packed band: not a multiple of the cache's way size.

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import os
-import sys
 import time
 from typing import Any
 
@@ -224,18 +222,16 @@ def _fit(
         options["validation"] = (x[watched], y[watched])
         options["early_stopping"] = gs.EarlyStopping(patience=arguments.early_stopping)
     steps = max(1, arguments.epochs * -(-len(train) // arguments.batch_size))
-    # Progress belongs on stderr: stdout is for the result.
-    with contextlib.redirect_stdout(sys.stderr):
-        return gs.fit(
-            net,
-            x[train],
-            y[train],
-            cost=nn.CrossEntropyLoss() if target.classes else nn.MSELoss(),
-            optimizer=_optimizer(arguments, steps),
-            batch_size=arguments.batch_size,
-            epochs=arguments.epochs,
-            seed=arguments.seed,
-            progress=not arguments.quiet,
-            num_threads=arguments.threads,
-            **options,
-        )
+    return gs.fit(
+        net,
+        x[train],
+        y[train],
+        cost=nn.CrossEntropyLoss() if target.classes else nn.MSELoss(),
+        optimizer=_optimizer(arguments, steps),
+        batch_size=arguments.batch_size,
+        epochs=arguments.epochs,
+        seed=arguments.seed,
+        progress=not arguments.quiet,
+        num_threads=arguments.threads,
+        **options,
+    )

@@ -73,7 +73,9 @@ class Layers:
         self._made: dict[int, nn.Module] = {}
         self._parameters: dict[int, Any] = {}
         self._ties: list[tuple[nn.Module, str, Any]] = []
-        dtypes = {str(p.dtype): name for name, p in root.named_parameters()}
+        dtypes: dict[str, str] = {}  # and the first parameter of each
+        for name, parameter in root.named_parameters():
+            dtypes.setdefault(str(parameter.dtype), name)
         for dtype, name in dtypes.items():
             if dtype not in _FLOATS:
                 raise ValueError(f"parameter {name!r} has dtype {dtype}, expected float32 or 64")

@@ -86,6 +86,7 @@ class _Converter:
     def _trace(self) -> tuple[list[Node], set[str]]:
         """Trace in both modes, which must agree but for dropout; also name dropout left on."""
         mode = {part: part.training for part in self._module.modules()}
+        attributes = set(self._module.__dict__)
         try:
             traced = []
             for training in (True, False):
@@ -94,8 +95,11 @@ class _Converter:
         finally:
             for part, training in mode.items():
                 part.training = training
+            # torch.fx leaves the constants that it meets on the module.
+            for name in set(self._module.__dict__) - attributes:
+                delattr(self._module, name)
         in_training, resting = traced
-        if [(n.op, n.target) for n in in_training] != [(n.op, n.target) for n in resting]:
+        if [_key(n) for n in in_training] != [_key(n) for n in resting]:
             raise ValueError(f"[{self._owner}] forward does different things in train() and eval()")
         always_on = {
             node.name for node in resting if "dropout" in node.name and _dropout_is_on(node)
@@ -201,6 +205,11 @@ class _Converter:
             raise self._refuse(node, f"reshapes to {shape}, which does not keep the batch axis")
         return self._step(node, "reshape", self._values(node, [x]), shape=rest)
 
+    def squeeze(self, node: Node, x: Any, dim: int | None = None) -> _Value:
+        if dim not in (1, -1):
+            raise self._refuse(node, f"squeezes dim={dim}, expected 1 or -1, the one feature")
+        return self._step(node, "reshape", self._values(node, [x]), shape=[])
+
     def flatten(self, node: Node, x: Any, start_dim: int = 0, end_dim: int = -1) -> _Value:
         if (start_dim, end_dim) != (1, -1):
             raise self._refuse(node, "flattens the batch axis too; start_dim=1 leaves it alone")
@@ -271,6 +280,7 @@ def _functions() -> dict[Any, _Translate]:
         torch.neg: _neg,
         torch.flatten: _Converter.flatten,
         torch.reshape: _Converter.reshape,
+        torch.squeeze: _Converter.squeeze,
         functional.gelu: _gelu,
         functional.dropout: _dropout,
     }
@@ -296,6 +306,7 @@ def _methods() -> dict[str, _Translate]:
         "view": _Converter.reshape,
         "reshape": _Converter.reshape,
         "flatten": _Converter.flatten,
+        "squeeze": _Converter.squeeze,
         "size": _Converter.size,
         "neg": _neg,
         "contiguous": lambda converter, node, x: x,
@@ -374,6 +385,11 @@ def _dropout(converter: _Converter, node: Node, x: Any, *args: Any, **kwargs: An
     given.update(kwargs)
     given.pop("inplace", None)
     return converter.dropout(node, x, **given)
+
+
+def _key(node: Node) -> tuple[Any, ...]:
+    """Return what two traces of the same code have in common: constants are named anew."""
+    return (node.op, None if node.op == "get_attr" else node.target)
 
 
 def _dropout_is_on(node: Node) -> bool:

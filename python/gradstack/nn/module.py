@@ -105,10 +105,13 @@ class Module(metaclass=_ModuleMeta):
             return
         parameters, modules = state["_parameters"], state["_modules"]
         if isinstance(value, Module):
-            self._forget(name)
+            # One that replaces another takes its place in the order, as in PyTorch.
+            if name not in modules:
+                self._forget(name)
             modules[name] = value
         elif isinstance(value, Parameter) and value._leaf:
-            self._forget(name)
+            if name not in parameters:
+                self._forget(name)
             parameters[name] = value
         elif name in parameters and value is not None:
             self._assign(name, value)
