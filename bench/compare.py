@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import gc
-import statistics
-import time
-from dataclasses import dataclass
-
 import numpy as np
 
 from bench.peers import Peer, UnsupportedError, installed_peers
 from bench.peers.numpy_ import Peer as NumpyPeer
+from bench.timing import Timing, interleave
 from bench.workloads import Workload, make_task
 
 # Weights after the checked steps, in units of how far they have moved. Rounding of float32 grows
@@ -18,25 +14,10 @@ from bench.workloads import Workload, make_task
 TOLERANCE = 0.02
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Seconds per step."""
-
-    best: float
-    median: float
-    error: float  # of the weights after the check, relative to their movement
-
-
 def _movement_error(peer: Peer, expected: list[np.ndarray], start: list[np.ndarray]) -> float:
     off = sum(float(((a - b) ** 2).sum()) for a, b in zip(peer.weights(), expected, strict=True))
     moved = sum(float(((a - b) ** 2).sum()) for a, b in zip(expected, start, strict=True))
     return float(np.sqrt(off / moved))
-
-
-def _seconds(peer: Peer, steps: int) -> float:
-    start = time.perf_counter()
-    peer.run(steps)
-    return time.perf_counter() - start
 
 
 def compare(
@@ -73,22 +54,4 @@ def compare(
         peers.append(peer)
 
     unit = workload.batches if workload.mode == "fit" else 1
-    steps = {}
-    for peer in peers:
-        per_unit = _seconds(peer, unit * 2) / 2
-        steps[peer.name] = unit * max(1, round(budget / per_unit))
-
-    samples: dict[str, list[float]] = {peer.name: [] for peer in peers}
-    gc.collect()
-    gc.disable()
-    try:
-        for _ in range(repeats):
-            for peer in peers:
-                n = steps[peer.name]
-                samples[peer.name].append(_seconds(peer, n) / n)
-    finally:
-        gc.enable()
-    return {
-        name: Timing(min(times), statistics.median(times), errors[name])
-        for name, times in samples.items()
-    }
+    return interleave({peer.name: peer.run for peer in peers}, errors, repeats, budget, unit)

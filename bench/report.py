@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from bench.compare import Timing
+from bench.calculus import Case
 from bench.machine import Peak
+from bench.timing import Timing
 from bench.workloads import Workload
 
 
@@ -12,32 +13,37 @@ def _time(seconds: float) -> str:
 
 
 def print_table(
-    workload: Workload, threads: int, timings: dict[str, Timing], peak: Peak | None
+    what: Workload | Case, threads: int, timings: dict[str, Timing], peak: Peak | None
 ) -> None:
-    """Print one workload: times per step, ratios to gradstack, and the share of the FMA peak."""
+    """Print one workload or case: times per step, ratios to gradstack, share of the FMA peak."""
     own = timings.get("gradstack")
-    print(f"\n{workload.name}, {threads} thread{'s' * (threads > 1)}")
-    print(f"  {'':16} {'best':>10} {'median':>10} {'x best':>8} {'x median':>8} {'of peak':>8}")
+    flops = what.flops if isinstance(what, Workload) and peak else None
+    left = max(map(len, timings), default=0)
+    print(f"\n{what.name}, {threads} thread{'s' * (threads > 1)}")
+    header = f"  {'':{left}} {'best':>10} {'median':>10} {'x best':>8} {'x median':>8}"
+    print(header + (f" {'of peak':>8}" if flops else ""))
     for name, timing in timings.items():
         ratios = (
             f"{timing.best / own.best:8.2f} {timing.median / own.median:8.2f}" if own else " " * 17
         )
-        share = f"{workload.flops / timing.best / peak.gflops / 1e9:8.1%}" if peak else ""
-        print(f"  {name:16} {_time(timing.best):>10} {_time(timing.median):>10} {ratios} {share}")
+        share = f"{flops / timing.best / peak.gflops / 1e9:8.1%}" if flops and peak else ""
+        print(
+            f"  {name:{left}} {_time(timing.best):>10} {_time(timing.median):>10} {ratios} {share}"
+        )
 
 
 def as_json(
-    workload: Workload, threads: int, timings: dict[str, Timing], peak: Peak | None
+    what: Workload | Case, threads: int, timings: dict[str, Timing], peak: Peak | None
 ) -> dict[str, object]:
     """Return the same as plain values."""
     return {
-        "workload": workload.name,
+        "workload": what.name,
         "threads": threads,
-        "flops": workload.flops,
+        "flops": what.flops if isinstance(what, Workload) else None,
         "peak_gflops": peak.gflops if peak else None,
         "clock_ghz": peak.clock if peak else None,
         "seconds_per_step": {
-            name: {"best": t.best, "median": t.median, "weight_error": t.error}
+            name: {"best": t.best, "median": t.median, "error": t.error}
             for name, t in timings.items()
         },
     }

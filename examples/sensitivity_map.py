@@ -14,7 +14,7 @@ import time
 
 import matplotlib.pyplot as plt
 import numpy as np
-from common import arguments, save
+from common import Array, arguments, save
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
@@ -22,7 +22,7 @@ import gradstack as gs
 from gradstack import nn, optim
 
 
-def train(quick: bool) -> tuple[nn.Module, np.ndarray, np.ndarray]:
+def train(quick: bool) -> tuple[nn.Module, Array, Array]:
     """Train a classifier; return it with the held-out images (pixels 0 to 1) and labels."""
     images, labels = load_digits(return_X_y=True)
     x, x_test, y, y_test = train_test_split(
@@ -42,7 +42,7 @@ def train(quick: bool) -> tuple[nn.Module, np.ndarray, np.ndarray]:
     return net, x_test.astype(np.float32), y_test
 
 
-def margins(scores: np.ndarray, answer: np.ndarray, rival: np.ndarray) -> np.ndarray:
+def margins(scores: Array, answer: Array, rival: Array) -> Array:
     """Score of the answer minus score of the rival, (B,)."""
     rows = np.arange(len(scores))
     return scores[rows, answer] - scores[rows, rival]
@@ -87,18 +87,18 @@ def main() -> None:
 
 
 def draw(
-    x: np.ndarray,
-    row: np.ndarray,
-    moved: np.ndarray,
-    answer: np.ndarray,
-    rival: np.ndarray,
-    length: np.ndarray,
+    x: Array,
+    row: Array,
+    moved: Array,
+    answer: Array,
+    rival: Array,
+    length: Array,
     shown: list[int],
 ) -> None:
     """Draw one column per image: the image, its sensitivity, the image after the step."""
     figure, axes = plt.subplots(3, len(shown), figsize=(7.6, 4.3), layout="constrained")
     largest = np.abs(row[shown]).max()
-    figure.suptitle("Blue: more ink here speaks for the answer. Red: for the runner-up.", fontsize=9)
+    figure.suptitle("Blue: ink here speaks for the answer. Red: for the runner-up.", fontsize=9)
     for column, i in zip(axes.T, shown, strict=True):
         gray = {"cmap": "gray_r", "vmin": 0, "vmax": 1}
         column[0].imshow(x[i].reshape(8, 8), **gray)
@@ -113,7 +113,8 @@ def draw(
             axis.set_yticks([])
             axis.grid(False)
             axis.spines[:].set_visible(True)
-    for axis, label in zip(axes[:, 0], ("image x", "∂ margin / ∂x", "x after the step"), strict=True):
+    labels = ("image x", "∂ margin / ∂x", "x after the step")
+    for axis, label in zip(axes[:, 0], labels, strict=True):
         axis.set_ylabel(label)
     figure.colorbar(map_, ax=axes[1], label="margin per unit of ink", shrink=0.9)
 

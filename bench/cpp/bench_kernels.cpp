@@ -36,8 +36,7 @@ template <class T> std::vector<T> random_values(Index n, unsigned seed = 1) {
   return values;
 }
 
-template <class T>
-bool close(const std::vector<T>& a, const std::vector<T>& b, double factor) {
+template <class T> bool close(const std::vector<T>& a, const std::vector<T>& b, double factor) {
   const double eps = static_cast<double>(std::numeric_limits<T>::epsilon());
   for (std::size_t i = 0; i < a.size(); ++i) {
     if (!(std::abs(static_cast<double>(a[i] - b[i])) <= factor * eps)) return false;
@@ -122,9 +121,9 @@ template <class T> void add_products(const Kernels<T>& kernels, double peak) {
 }
 
 template <class T> void add_single_sample(const Kernels<T>& kernels) {
-  const std::vector<std::pair<Index, Index>> layers = {{64, 4},   {64, 64},  {2, 64},    {60, 600},
-                                                       {40, 60},  {10, 40},  {256, 784}, {128, 256},
-                                                       {10, 128}, {1024, 1024}};
+  const std::vector<std::pair<Index, Index>> layers = {
+      {64, 4},  {64, 64},   {2, 64},    {60, 600}, {40, 60},
+      {10, 40}, {256, 784}, {128, 256}, {10, 128}, {1024, 1024}};
   for (const auto& [out, in] : layers) {
     const Index m = out, k = in;
     const std::string size = std::to_string(m) + "x" + std::to_string(k);
@@ -212,21 +211,22 @@ template <class T> void add_layout(const Kernels<T>& kernels) {
       state.SetBytesProcessed(bytes / 2 * static_cast<std::int64_t>(state.iterations()));
     });
     for (const bool log : {false, true}) {
-      add_benchmark((log ? "log_softmax/" : "softmax/") + size, kernels,
-                    [=, &kernels](benchmark::State& state) {
-        const auto s = random_values<T>(d * kLanes);
-        std::vector<T> z(s.size()), want = z;
-        gradstack::reference_kernels(T()).softmax(d, kLanes, s.data(), want.data(), log);
-        kernels.softmax(d, kLanes, s.data(), z.data(), log);
-        if (!close(z, want, 2.0 * static_cast<double>(d + 20))) {
-          state.SkipWithError("wrong result");
-        }
-        for (auto _ : state) {
-          kernels.softmax(d, kLanes, s.data(), z.data(), log);
-          benchmark::ClobberMemory();
-        }
-        state.SetItemsProcessed(d * kLanes * static_cast<std::int64_t>(state.iterations()));
-      });
+      add_benchmark(
+          (log ? "log_softmax/" : "softmax/") + size, kernels,
+          [=, &kernels](benchmark::State& state) {
+            const auto s = random_values<T>(d * kLanes);
+            std::vector<T> z(s.size()), want = z;
+            gradstack::reference_kernels(T()).softmax(d, kLanes, s.data(), want.data(), log);
+            kernels.softmax(d, kLanes, s.data(), z.data(), log);
+            if (!close(z, want, 2.0 * static_cast<double>(d + 20))) {
+              state.SkipWithError("wrong result");
+            }
+            for (auto _ : state) {
+              kernels.softmax(d, kLanes, s.data(), z.data(), log);
+              benchmark::ClobberMemory();
+            }
+            state.SetItemsProcessed(d * kLanes * static_cast<std::int64_t>(state.iterations()));
+          });
     }
     add_benchmark("dropout/" + size, kernels, [=, &kernels](benchmark::State& state) {
       const auto s = random_values<T>(d * kLanes);
@@ -253,48 +253,48 @@ template <class T> void add_tables(const Kernels<T>& kernels) {
     for (const bool backward : {false, true}) {
       add_benchmark(std::string(info.name) + (backward ? "/backward" : "/forward"), kernels,
                     [=, &kernels](benchmark::State& state) {
-        double p[gradstack::kMaxOpParams] = {};
-        for (int i = 0; i < info.n_params; ++i) p[i] = info.params[i].value;
-        const auto s = random_values<T>(n), dz = random_values<T>(n, 2);
-        std::vector<T> z(s.size());
-        const auto& kernel = kernels.pointwise[id];
-        kernel.forward(n, p, s.data(), z.data());
-        for (auto _ : state) {
-          if (backward) {
-            kernel.backward(n, p, s.data(), kernel.has_d1_from_z ? z.data() : nullptr, dz.data(),
-                            z.data());
-          } else {
-            kernel.forward(n, p, s.data(), z.data());
-          }
-          benchmark::ClobberMemory();
-        }
-        state.SetItemsProcessed(n * static_cast<std::int64_t>(state.iterations()));
-      });
+                      double p[gradstack::kMaxOpParams] = {};
+                      for (int i = 0; i < info.n_params; ++i) p[i] = info.params[i].value;
+                      const auto s = random_values<T>(n), dz = random_values<T>(n, 2);
+                      std::vector<T> z(s.size());
+                      const auto& kernel = kernels.pointwise[id];
+                      kernel.forward(n, p, s.data(), z.data());
+                      for (auto _ : state) {
+                        if (backward) {
+                          kernel.backward(n, p, s.data(), kernel.has_d1_from_z ? z.data() : nullptr,
+                                          dz.data(), z.data());
+                        } else {
+                          kernel.forward(n, p, s.data(), z.data());
+                        }
+                        benchmark::ClobberMemory();
+                      }
+                      state.SetItemsProcessed(n * static_cast<std::int64_t>(state.iterations()));
+                    });
     }
   }
   for (int id = 0; id < gradstack::kNumRules; ++id) {
     const auto& info = gradstack::rule_info(id);
-    add_benchmark(std::string("update/") + info.name, kernels, [=, &kernels](
-                                                                   benchmark::State& state) {
-      double hyper[gradstack::kMaxHyper] = {}, scalars[gradstack::kMaxUpdateScalars] = {};
-      double c[gradstack::kMaxUpdateConstants] = {};
-      for (int i = 0; i < info.n_hyper; ++i) hyper[i] = info.hyper[i].value;
-      for (int i = 0; i < info.n_scalars; ++i) scalars[i] = info.scalars[i].value;
-      gradstack::rule_constants(id, hyper, 1e-6, 10, scalars, c);
-      auto w = random_values<T>(n), g = random_values<T>(n, 2);
-      std::vector<std::vector<T>> states(4, std::vector<T>(n, T(1)));
-      gradstack::UpdateArgs<T> args{.n = n, .w = w.data(), .g = g.data(), .c = c};
-      for (int k = 0; k < info.n_state; ++k) {
-        if (gradstack::rule_uses_state(id, hyper, k)) {
-          args.state[k] = states[static_cast<std::size_t>(k)].data();
-        }
-      }
-      for (auto _ : state) {
-        kernels.update[id](args);
-        benchmark::ClobberMemory();
-      }
-      state.SetItemsProcessed(n * static_cast<std::int64_t>(state.iterations()));
-    });
+    add_benchmark(
+        std::string("update/") + info.name, kernels, [=, &kernels](benchmark::State& state) {
+          double hyper[gradstack::kMaxHyper] = {}, scalars[gradstack::kMaxUpdateScalars] = {};
+          double c[gradstack::kMaxUpdateConstants] = {};
+          for (int i = 0; i < info.n_hyper; ++i) hyper[i] = info.hyper[i].value;
+          for (int i = 0; i < info.n_scalars; ++i) scalars[i] = info.scalars[i].value;
+          gradstack::rule_constants(id, hyper, 1e-6, 10, scalars, c);
+          auto w = random_values<T>(n), g = random_values<T>(n, 2);
+          std::vector<std::vector<T>> states(4, std::vector<T>(n, T(1)));
+          gradstack::UpdateArgs<T> args{.n = n, .w = w.data(), .g = g.data(), .c = c};
+          for (int k = 0; k < info.n_state; ++k) {
+            if (gradstack::rule_uses_state(id, hyper, k)) {
+              args.state[k] = states[static_cast<std::size_t>(k)].data();
+            }
+          }
+          for (auto _ : state) {
+            kernels.update[id](args);
+            benchmark::ClobberMemory();
+          }
+          state.SetItemsProcessed(n * static_cast<std::int64_t>(state.iterations()));
+        });
   }
 }
 

@@ -20,8 +20,9 @@ class Peer:
         load = task.workload
         self.load = load
         parameters = [(jnp.asarray(w), jnp.asarray(b)) for w, b in task.layers]
-        zeros = jax.tree.map(jnp.zeros_like, parameters)
-        self.state: Any = (parameters, zeros, zeros, jnp.zeros(()))
+        # Two trees of zeros: the buffers are donated, so none may stand in the state twice.
+        m, v = (jax.tree.map(jnp.zeros_like, parameters) for _ in range(2))
+        self.state: Any = (parameters, m, v, jnp.zeros(()))
         self.xs = jnp.asarray(task.x).reshape(load.batches, load.batch, -1)
         self.ys = jnp.asarray(task.y).reshape(load.batches, load.batch, *task.y.shape[1:])
         self.batches = itertools.cycle(list(zip(self.xs, self.ys, strict=True)))

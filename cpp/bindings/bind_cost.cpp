@@ -106,12 +106,6 @@ py::array_t<T> curvature(const Cost<T>& cost, const py::array& ybar, const py::o
   return hv;
 }
 
-Reduction to_reduction(const std::string& name) {
-  if (name == "mean") return Reduction::Mean;
-  if (name == "sum") return Reduction::Sum;
-  throw py::value_error("reduction: got '" + name + "', expected 'mean' or 'sum'");
-}
-
 }  // namespace
 
 template <class T> void bind_cost(py::module_& m) {

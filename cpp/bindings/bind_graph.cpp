@@ -9,6 +9,11 @@ namespace {
 class PyFunction final : public OpaqueFunction {
  public:
   explicit PyFunction(py::object impl) : impl_(std::move(impl)) {}
+  // The last owner may be a plan that is replaced while the GIL is released.
+  ~PyFunction() override {
+    const py::gil_scoped_acquire gil;
+    impl_ = py::object();
+  }
 
   void forward(Index n, Index d_in, Index d_out, const float* x, float* y) const override {
     call("forward", n, d_out, y, rows(n, d_in, x));

@@ -9,10 +9,24 @@
 
 namespace gradstack::bindings {
 
-// A Python object with value(ybar, y) -> (B,) and gradient(ybar, y) -> (B, d).
+inline Reduction to_reduction(const std::string& name) {
+  if (name == "mean") return Reduction::Mean;
+  if (name == "sum") return Reduction::Sum;
+  throw py::value_error("reduction: got '" + name + "', expected 'mean' or 'sum'");
+}
+
+// A Python object with value(ybar, y) -> (B,) and gradient(ybar, y) -> (B, d), optionally a
+// `reduction` ("mean" or "sum").
 template <class T> class PyCost final : public Cost<T> {
  public:
-  explicit PyCost(py::object impl) : impl_(std::move(impl)) {}
+  explicit PyCost(py::object impl) : impl_(std::move(impl)) {
+    if (py::hasattr(impl_, "reduction")) this->reduction_ = to_reduction(impl_.attr("reduction").cast<std::string>());
+  }
+  // The last owner may be a plan that is replaced while the GIL is released.
+  ~PyCost() override {
+    const py::gil_scoped_acquire gil;
+    impl_ = py::object();
+  }
 
   void check_target(Index, Index, bool) const override {}
   bool by_block() const override { return false; }

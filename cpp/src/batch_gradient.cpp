@@ -92,16 +92,18 @@ typename BatchGradient<T>::Result BatchGradient<T>::run_tiles(const Run<T>& run,
                                                               bool check_finite, bool allow_non_finite) {
   Objective<T>& objective = *objectives_[0];
   const double scale = unit(weight);
+  // Read now: after the last barrier of this step the leader selects the next batch.
+  const Index count = batch.count;
   // Updating a layer as soon as its gradient is known saves a pass over the parameters, but cannot
   // be undone: only where nothing can stop the step after its first update, and the step is short.
-  const bool fused = run.updater && run.updater->fusable() && batch.count <= chunk_ && !has_opaque(*graph_) &&
-                     !objective.plan().shares_parameters() && flops(batch.count) < kFusedFlops;
+  const bool fused = run.updater && run.updater->fusable() && count <= chunk_ && !has_opaque(*graph_) &&
+                     !objective.plan().shares_parameters() && flops(count) < kFusedFlops;
   Result result;
   result.weight = weight;
   Run<T> part = run;
   part.updater = fused ? run.updater : nullptr;
-  for (Index first = 0; first < batch.count; first += chunk_) {
-    if (worker.leader()) objective.select(batch, first, std::min(chunk_, batch.count - first), scale);
+  for (Index first = 0; first < count; first += chunk_) {
+    if (worker.leader()) objective.select(batch, first, std::min(chunk_, count - first), scale);
     worker.sync();
     part.first_sample = run.first_sample + first;
     part.accumulate = run.accumulate || first > 0;

@@ -17,9 +17,9 @@ template <class T, template <class, class> class Loops, class List> struct Point
 
 template <class T, template <class, class> class Loops, class... Ops>
 struct PointwiseTable<T, Loops, OpList<Ops...>> {
-  static constexpr PointwiseKernels<T> rows[] = {
-      {Loops<T, Ops>::forward, Loops<T, Ops>::backward, Loops<T, Ops>::derivative,
-       Ops::has_d1_from_z}...};
+  static constexpr PointwiseKernels<T> rows[] = {{Loops<T, Ops>::forward, Loops<T, Ops>::backward,
+                                                  Loops<T, Ops>::derivative,
+                                                  Ops::has_d1_from_z}...};
 };
 
 // Loops<T, Rule> has the static function apply(const UpdateArgs<T>&).

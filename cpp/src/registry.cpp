@@ -51,14 +51,14 @@ const Unit& unit_named(const std::string& isa) {
   for (const Unit& unit : kUnits) {
     if (isa != unit.isa) continue;
     if (unit.usable()) return unit;
-    throw std::invalid_argument("GRADSTACK_ISA=" + isa +
-                                (unit.built() ? " is not supported by this CPU"
-                                              : " was left out of this build") +
-                                "; available: " + available_isas());
+    throw std::invalid_argument(
+        "GRADSTACK_ISA=" + isa +
+        (unit.built() ? " is not supported by this CPU" : " was left out of this build") +
+        "; available: " + available_isas());
   }
-  throw std::invalid_argument("GRADSTACK_ISA=" + isa +
-                              " is not an instruction set of gradstack; available: " +
-                              available_isas());
+  throw std::invalid_argument(
+      "GRADSTACK_ISA=" + isa +
+      " is not an instruction set of gradstack; available: " + available_isas());
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 """gradstack: dense networks from NumPy, trained, run and differentiated by a compiled core.
 
 See ``gradstack.nn`` for layers and costs, ``gradstack.optim`` for optimisers, `fit` and `Trainer`
-for training, and `vjp`, `jvp`, `value_and_grad` and `backprop` for derivatives.
+for training, and `vjp`, `jvp`, `jacobian`, `hvp`, `backprop` and their relatives for derivatives.
 """
 
 from __future__ import annotations
@@ -10,6 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 from gradstack import _core, _functions, nn, optim
 from gradstack._backprop import Backprop, Stage, backprop
+from gradstack._calculus import (
+    as_scipy,
+    clip_per_sample,
+    derivatives,
+    fisher_diag,
+    fishervp,
+    ggn,
+    ggnvp,
+    hessian,
+    hessian_x,
+    hvp,
+    jacobian,
+    laplacian,
+    linearize,
+    per_sample_grad,
+    per_sample_grad_norm,
+)
 from gradstack._callbacks import STOP, EarlyStopping
 from gradstack._checkpoint import Checkpoint
 from gradstack._fit import fit
@@ -66,16 +83,31 @@ __all__ = [
     "Stage",
     "Trainer",
     "apply",
+    "as_scipy",
     "backprop",
+    "clip_per_sample",
     "concat",
+    "derivatives",
     "export_onnx",
+    "fisher_diag",
+    "fishervp",
     "fit",
     "from_torch",
+    "ggn",
+    "ggnvp",
+    "hessian",
+    "hessian_x",
+    "hvp",
+    "jacobian",
     "jvp",
+    "laplacian",
+    "linearize",
     "load",
     "log_softmax",
     "nn",
     "optim",
+    "per_sample_grad",
+    "per_sample_grad_norm",
     "save",
     "seed",
     "show_config",

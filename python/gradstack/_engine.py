@@ -15,6 +15,7 @@ import numpy.typing as npt
 from gradstack._compiled import Compiled, core_for
 from gradstack._data import Data, training_graph
 from gradstack._flat import clock
+from gradstack._problem import BatchProblem
 from gradstack.nn.cost import Cost
 from gradstack.optim.base import Optimizer, RuleOptimizer
 from gradstack.optim.python import PythonOptimizer
@@ -180,38 +181,6 @@ class CoreEngine:
         self._trainer.seek(position)
 
 
-class BatchProblem:
-    """One batch as a function of w."""
-
-    def __init__(
-        self, program: Any, cost: Any, batch: tuple[Any, Any, Any], frozen: Array, options: Any
-    ) -> None:
-        self._program = program
-        self._cost = cost
-        self._batch = batch
-        self._frozen = frozen
-        self._options = options
-
-    def value_and_grad(self, w: Array) -> tuple[float, Array]:
-        """Loss at w and its gradient, zero for frozen parameters."""
-        xs, y, weight = self._batch
-        loss, g = self._program.value_and_grad(w, xs, y, self._cost, weight, **self._options)
-        if self._frozen.size:
-            g[self._frozen] = 0
-        return float(loss), g
-
-
-def frozen_entries(net: Module) -> Array:
-    """Indices into w of the parameters that training leaves alone."""
-    ranges = []
-    offset = 0
-    for parameter in net.parameters():
-        if not parameter.requires_grad:
-            ranges.append(np.arange(offset, offset + parameter.size))
-        offset += parameter.size
-    return np.concatenate(ranges) if ranges else np.empty(0, np.int64)
-
-
 class PythonEngine:
     """Steps made by an optimiser written in Python, batch by batch."""
 
@@ -289,13 +258,7 @@ class PythonEngine:
             "step": self._optimizer.t,
             "threads": options.threads,
         }
-        problem = BatchProblem(
-            self._compiled.program(w.dtype),
-            self._cost._core_cost(w.dtype),
-            batch,
-            frozen_entries(net),
-            run,
-        )
+        problem = BatchProblem(net, self._compiled, self._cost, batch, run)
         # The optimiser works on a copy, so that an interrupted step leaves the net as it was.
         moved = w.copy()
         loss = self._optimizer.step(problem, moved, lr)

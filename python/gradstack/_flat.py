@@ -185,3 +185,14 @@ def move_into(
         if count == source.size:
             source.flags.writeable = False
     clock.now += 1
+
+
+def frozen_entries(net: Module) -> npt.NDArray[np.int64]:
+    """Indices into w of the parameters that training leaves alone."""
+    ranges = []
+    offset = 0
+    for parameter in net.parameters():
+        if not parameter.requires_grad:
+            ranges.append(np.arange(offset, offset + parameter.size))
+        offset += parameter.size
+    return np.concatenate(ranges) if ranges else np.empty(0, np.int64)

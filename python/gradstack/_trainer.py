@@ -10,8 +10,9 @@ import numpy as np
 from gradstack._arrays import as_count
 from gradstack._compiled import core_for, read, split_inputs
 from gradstack._data import training_graph
-from gradstack._engine import BatchProblem, frozen_entries, frozen_names
+from gradstack._engine import frozen_names
 from gradstack._flat import clock
+from gradstack._problem import BatchProblem
 from gradstack.functional import read_target, require_cost, require_net
 from gradstack.nn.cost import read_sample_weight
 from gradstack.optim.base import Optimizer, RuleOptimizer
@@ -158,13 +159,7 @@ class Trainer:
             "step": optimizer.t,
             "threads": self._threads,
         }
-        problem = BatchProblem(
-            compiled.program(w.dtype),
-            self.cost._core_cost(w.dtype),
-            batch,
-            frozen_entries(net),
-            run,
-        )
+        problem = BatchProblem(net, compiled, self.cost, batch, run)
         moved = w.copy()
         loss = optimizer.step(problem, moved, lr)
         if not math.isfinite(loss):

@@ -15,11 +15,19 @@
 #include "gradstack/backend.hpp"
 #include "gradstack/registry.hpp"
 
+namespace gradstack {
+
+// test_kernels_wide.cpp
+const Kernels<float>* wide_kernels_f32();
+const Kernels<double>* wide_kernels_f64();
+
+}  // namespace gradstack
+
 namespace kernel_cases {
 
 using gradstack::Index;
-using gradstack::kLanes;
 using gradstack::Kernels;
+using gradstack::kLanes;
 
 // Below, at and above the widths of vectors, tiles and blocks; 784 spans several chunks of a sum.
 inline const std::vector<Index> kSizes = {1, 2, 3, 5, 7, 17, 31, 33, 64, 65, 127, 784};
@@ -106,9 +114,15 @@ double worst_error(const Guarded<T>& got, const Guarded<double>& want, const Gua
 
 inline Kernels<double> oracle() { return gradstack::reference_kernels(double()); }
 
-// f(kernels) for every usable set of kernels.
+// f(kernels) for every usable set of kernels, and for the emulated unit with 64-byte vectors.
 template <class T, class F> void for_each_kernels(F&& f) {
-  for (const Kernels<T>* kernels : gradstack::available_kernels<T>()) {
+  std::vector<const Kernels<T>*> all = gradstack::available_kernels<T>();
+  if constexpr (sizeof(T) == 4) {
+    all.push_back(gradstack::wide_kernels_f32());
+  } else {
+    all.push_back(gradstack::wide_kernels_f64());
+  }
+  for (const Kernels<T>* kernels : all) {
     const std::string name = kernels->name;
     CAPTURE(name);
     f(*kernels);

@@ -41,13 +41,26 @@ template <class T> struct Problem {
   }
 
   template <class U>
-  Gemm<U> on(const Guarded<U>& a_data, const Guarded<U>& b_data, const U* bias_data,
-             Guarded<U>& c, bool accumulate) const {
-    Gemm<U> g = {.m = shape.m, .n = shape.n, .k = shape.k, .segments = shape.segments,
-                 .a = a_data.data(), .a_row = shape.a_row, .a_col = shape.a_col,
-                 .a_seg = shape.a_seg, .b = b_data.data(), .ldb = shape.ldb, .b_seg = shape.b_seg,
-                 .c = c.data(), .ldc = shape.ldc, .blocks = shape.blocks, .b_block = shape.b_block,
-                 .c_block = shape.c_block, .bias = bias_data, .accumulate = accumulate};
+  Gemm<U> on(const Guarded<U>& a_data, const Guarded<U>& b_data, const U* bias_data, Guarded<U>& c,
+             bool accumulate) const {
+    Gemm<U> g = {.m = shape.m,
+                 .n = shape.n,
+                 .k = shape.k,
+                 .segments = shape.segments,
+                 .a = a_data.data(),
+                 .a_row = shape.a_row,
+                 .a_col = shape.a_col,
+                 .a_seg = shape.a_seg,
+                 .b = b_data.data(),
+                 .ldb = shape.ldb,
+                 .b_seg = shape.b_seg,
+                 .c = c.data(),
+                 .ldc = shape.ldc,
+                 .blocks = shape.blocks,
+                 .b_block = shape.b_block,
+                 .c_block = shape.c_block,
+                 .bias = bias_data,
+                 .accumulate = accumulate};
     return g;
   }
 
@@ -72,8 +85,8 @@ template <class T> void check(const Case& c) {
     const auto a = to_double(p.a), b = to_double(p.b), bias = to_double(p.bias);
     const auto abs_bias = absolute(bias);
     oracle().gemm(p.on(a, b, with_bias ? bias.data() : nullptr, want, accumulate));
-    oracle().gemm(p.on(absolute(a), absolute(b), with_bias ? abs_bias.data() : nullptr, bound,
-                       accumulate));
+    oracle().gemm(
+        p.on(absolute(a), absolute(b), with_bias ? abs_bias.data() : nullptr, bound, accumulate));
 
     for_each_kernels<T>([&](const Kernels<T>& kernels) {
       Guarded<T> got = p.start;

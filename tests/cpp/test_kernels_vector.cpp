@@ -90,8 +90,7 @@ TEST_CASE_TEMPLATE("ger: A = y x^T", T, float, double) {
         Guarded<double> want = to_double(start), bound = absolute(want);
         const auto y2 = to_double(y), x2 = to_double(x);
         oracle().ger(m, k, y2.data(), x2.data(), want.data(), lda, accumulate);
-        oracle().ger(m, k, absolute(y2).data(), absolute(x2).data(), bound.data(), lda,
-                     accumulate);
+        oracle().ger(m, k, absolute(y2).data(), absolute(x2).data(), bound.data(), lda, accumulate);
         for_each_kernels<T>([&](const Kernels<T>& kernels) {
           Guarded<T> got = start;
           kernels.ger(m, k, y.data(), x.data(), got.data(), lda, accumulate);

@@ -2,8 +2,8 @@
 //
 // Backends: `reference` (naive loops, always there) and `cpu`, which has one set of kernels per
 // instruction set: v2, v3, v4 (the x86-64 levels) and neon (AArch64). The best one this CPU runs is
-// chosen on first use; GRADSTACK_BACKEND (reference, cpu) and GRADSTACK_ISA (v2, v3, v4, neon) force
-// another.
+// chosen on first use; GRADSTACK_BACKEND (reference, cpu) and GRADSTACK_ISA (v2, v3, v4, neon)
+// force another.
 #pragma once
 
 #include <string>
@@ -24,9 +24,9 @@ template <class T> std::vector<const Kernels<T>*> available_kernels();
 
 // For gs.show_config().
 struct BackendChoice {
-  std::string backend;  // "reference" or "cpu"
-  std::string isa;      // "v3"; empty for the reference
-  std::string reason;   // why these kernels are in use
+  std::string backend;                 // "reference" or "cpu"
+  std::string isa;                     // "v3"; empty for the reference
+  std::string reason;                  // why these kernels are in use
   std::vector<std::string> available;  // "reference", "v2", ...
 };
 

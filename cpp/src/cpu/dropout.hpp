@@ -9,9 +9,9 @@ inline namespace GRADSTACK_UNIT {
 namespace simd {
 
 template <Index kBytes> struct NativeBits;
-#define GS_NATIVE_BITS(bytes)                                             \
-  template <> struct NativeBits<bytes> {                                  \
-    typedef std::uint32_t type __attribute__((vector_size(bytes)));       \
+#define GS_NATIVE_BITS(bytes)                                       \
+  template <> struct NativeBits<bytes> {                            \
+    typedef std::uint32_t type __attribute__((vector_size(bytes))); \
   };
 GS_NATIVE_BITS(8)
 GS_NATIVE_BITS(16)
@@ -36,8 +36,7 @@ template <class T> GS_INLINE Mask<T> at_least(Words<T> words, std::uint32_t thre
 template <class T>
 GS_INLINE void drop(Words<T> bits, std::uint32_t threshold, Vec<T> scale, const T* s, T* z,
                     bool accumulate, Index count) {
-  const Vec<T> value =
-      select(at_least<T>(bits, threshold), load(s, count) * scale, Vec<T>(T(0)));
+  const Vec<T> value = select(at_least<T>(bits, threshold), load(s, count) * scale, Vec<T>(T(0)));
   store(z, accumulate ? load(z, count) + value : value, count);
 }
 

@@ -92,10 +92,14 @@ template <class T, class Op> struct Pointwise {
           n, [&](Index i, Index count) { store(out + i, h(load(s + i, count)), count); });
     };
     switch (order) {
-      case 0: return apply([&](Vec<T> x) { return op.h(x); });
-      case 1: return apply([&](Vec<T> x) { return op.d1(x); });
-      case 2: return apply([&](Vec<T> x) { return op.d2(x); });
-      default: return apply([&](Vec<T> x) { return op.d3(x); });
+      case 0:
+        return apply([&](Vec<T> x) { return op.h(x); });
+      case 1:
+        return apply([&](Vec<T> x) { return op.d1(x); });
+      case 2:
+        return apply([&](Vec<T> x) { return op.d2(x); });
+      default:
+        return apply([&](Vec<T> x) { return op.d3(x); });
     }
   }
 };

@@ -14,7 +14,7 @@ inline namespace GRADSTACK_UNIT {
 template <class T> struct GemmShape {
   static constexpr Index kPanel = kLanes;  // columns of B that are swept together
   static constexpr Index kDepth = 24 * 1024 / (kPanel * static_cast<Index>(sizeof(T)));
-  static constexpr Index kBand = 48;       // rows of A that are swept together
+  static constexpr Index kBand = 48;  // rows of A that are swept together
   static constexpr Index kStrip = Tile::kVecs * Vec<T>::size;
   // Row stride of a packed band: not a multiple of the cache's way size.
   static constexpr Index kPackedRow = kDepth + 64 / static_cast<Index>(sizeof(T));
@@ -40,7 +40,8 @@ template <class F> GS_INLINE void for_each_chunk(Index segments, Index k, Index 
     const Index pieces = (k + depth - 1) / depth;
     const Index length = (k + pieces - 1) / pieces;
     for (Index g = 0; g < segments; ++g) {
-      for (Index k0 = 0; k0 < k; k0 += length) f(Chunk{g, 1, k0, k - k0 < length ? k - k0 : length});
+      for (Index k0 = 0; k0 < k; k0 += length)
+        f(Chunk{g, 1, k0, k - k0 < length ? k - k0 : length});
     }
   } else {
     const Index most = depth / k;
@@ -53,7 +54,8 @@ template <class F> GS_INLINE void for_each_chunk(Index segments, Index k, Index 
 }
 
 // The rows m0.. and the chunk of a product; what comes after the first chunk accumulates.
-template <class T> GS_INLINE Gemm<T> slice(const Gemm<T>& g, Index m0, Index m, const Chunk& chunk) {
+template <class T>
+GS_INLINE Gemm<T> slice(const Gemm<T>& g, Index m0, Index m, const Chunk& chunk) {
   Gemm<T> part = g;
   part.m = m;
   part.k = chunk.k;
@@ -74,7 +76,7 @@ template <class T> GS_INLINE Gemm<T> slice(const Gemm<T>& g, Index m0, Index m, 
 template <class T> void sweep(const Gemm<T>& g, bool slivers) {
   using Shape = GemmShape<T>;
   const bool along_k = !slivers && g.a_col == 1;
-  const TileInit init = g.accumulate           ? TileInit::kAccumulate
+  const TileInit init = g.accumulate        ? TileInit::kAccumulate
                         : g.bias != nullptr ? TileInit::kBias
                                             : TileInit::kZero;
   TileStrides strides{g.k, g.segments, g.a_row, g.a_col, g.a_seg, g.ldb, g.b_seg, g.ldc};
@@ -114,13 +116,16 @@ enum class PackA {
 };
 
 template <class T> GS_INLINE PackA how_to_pack_a(const Gemm<T>& g) {
-  constexpr Index kAliasing = 2048 / static_cast<Index>(sizeof(T));
+  constexpr Index kPage = 4096 / static_cast<Index>(sizeof(T));
   if (g.a_col == 1) {
-    const bool aliases = g.a_row % kAliasing == 0 && g.m > 1;
+    // The rows of a small tile fit the ways of one cache set.
+    const bool aliases = g.a_row % kPage == 0 && Tile::kRows > 8 && g.m > 8;
     return aliases && g.k * g.blocks >= 64 ? PackA::kRows : PackA::kNone;
   }
-  const bool aliases = g.a_col % kAliasing == 0 && g.k > 16 && g.m > 1;
-  return g.a_row != 1 || aliases ? PackA::kSlivers : PackA::kNone;
+  if (g.a_row != 1) return PackA::kSlivers;
+  // Half a page is bad enough where several blocks share the cost of packing.
+  const bool aliases = g.a_col % (g.blocks > 1 ? kPage / 2 : kPage) == 0;
+  return aliases && g.k > 16 && g.m > 1 ? PackA::kSlivers : PackA::kNone;
 }
 
 template <class T> GS_INLINE void copy(const T* from, Index n, T* to) {
@@ -138,8 +143,8 @@ template <class T> void pack_rows(const Gemm<T>& g, T* scratch) {
   }
 }
 
-// scratch[tile][g][k][rows of the tile], tile by tile within groups of columns few enough to stay in
-// cache: the columns of A may be a page apart each and should be fetched once.
+// scratch[tile][g][k][rows of the tile], tile by tile within groups of columns few enough to stay
+// in cache: the columns of A may be a page apart each and should be fetched once.
 template <class T> void pack_slivers(const Gemm<T>& g, T* scratch) {
   constexpr Index vecs = (Tile::kRows + Vec<T>::size - 1) / Vec<T>::size;
   constexpr Index wide = vecs * Vec<T>::size;

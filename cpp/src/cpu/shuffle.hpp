@@ -1,7 +1,8 @@
 // Lane exchanges between vectors: the square transpose and the transposing sum.
 //
-// Both are butterflies of the same two exchanges at distances 1, 2, 4, ... lanes, written as constant
-// shuffles, which compilers turn into the unpack and permute instructions of each instruction set.
+// Both are butterflies of the same two exchanges at distances 1, 2, 4, ... lanes, written as
+// constant shuffles, which compilers turn into the unpack and permute instructions of each
+// instruction set.
 #pragma once
 
 #include <utility>

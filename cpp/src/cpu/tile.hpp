@@ -7,16 +7,16 @@
 namespace gradstack {
 inline namespace GRADSTACK_UNIT {
 
-// kRows x kVecs accumulators, kVecs vectors of B and one broadcast must fit the register file, and
-// there must be enough independent accumulators (8 to 10) to cover the latency of the FMA.
+// kRows x kVecs accumulators, kVecs vectors of B and the broadcasts in flight must fit the register
+// file: 32 registers on AVX-512 and AArch64, 16 elsewhere. There must be enough independent
+// accumulators, too, to cover the latency of the FMA units (8 on x86, up to 16 on AArch64).
 struct Tile {
-#if defined(__AVX512F__) || defined(__aarch64__)
-  static constexpr int kRegisters = 32;
+  static constexpr int kVecs = 2;
+#if defined(__aarch64__)
+  static constexpr int kRows = 8;
 #else
-  static constexpr int kRegisters = 16;
+  static constexpr int kRows = kVecBytes == 64 ? 12 : 6;
 #endif
-  static constexpr int kVecs = kRegisters == 32 && kVecBytes == 16 ? 4 : 2;
-  static constexpr int kRows = kRegisters == 32 && kVecs == 2 ? 12 : 6;
 };
 
 // What all tiles of one sweep have in common: strides and the length of the sum.

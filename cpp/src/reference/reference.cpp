@@ -175,10 +175,17 @@ template <class T, class Op> struct Pointwise {
     const Op op(p);
     for (Index i = 0; i < n; ++i) {
       switch (order) {
-        case 0: out[i] = op.h(s[i]); break;
-        case 1: out[i] = op.d1(s[i]); break;
-        case 2: out[i] = op.d2(s[i]); break;
-        default: out[i] = op.d3(s[i]);
+        case 0:
+          out[i] = op.h(s[i]);
+          break;
+        case 1:
+          out[i] = op.d1(s[i]);
+          break;
+        case 2:
+          out[i] = op.d2(s[i]);
+          break;
+        default:
+          out[i] = op.d3(s[i]);
       }
     }
   }

@@ -44,7 +44,8 @@ class Cost:
     A subclass defines ``value(ybar, y)``, the loss of every sample, (B,), and
     ``gradient(ybar, y)``, its derivative with respect to ``ybar``, (B, d). Both get batches:
     ybar (B, d); y (B, dy) of the same dtype, or int64 labels (B,) when the user passed integers
-    that are no column of numbers for d = 1, or None.
+    that are no column of numbers for d = 1, or None. With ``hvp(ybar, y, v)``, the product of every
+    sample's second derivative with v, (B, d), it takes part in second-order quantities too.
 
     Attributes
     ----------
@@ -210,6 +211,15 @@ class _CheckedCost:
     def gradient(self, ybar: Array, y: Any) -> Array:
         return self._checked(self.cost.gradient(ybar, y), ybar, ybar.shape, "gradient")
 
+    def hvp(self, ybar: Array, y: Any, v: Array) -> Array:
+        cost: Any = self.cost
+        if not callable(getattr(cost, "hvp", None)):
+            raise ValueError(
+                f"[{type(cost).__name__}] has no second derivative: define hvp(ybar, y, v), its "
+                "product with v, (B, d)"
+            )
+        return self._checked(cost.hvp(ybar, y, v), ybar, ybar.shape, "hvp")
+
     def _checked(self, value: Any, ybar: Array, shape: tuple[int, ...], method: str) -> Array:
         array = np.asarray(value)
         if array.shape != shape:
@@ -285,12 +295,24 @@ class TableCost(Cost):
         if not len(rows):
             return rows
         averaged: Array = self._make(rows.dtype, "mean").gradient(rows, target)
-        # Undo the division by the normaliser of the average.
-        total: float = len(rows)
-        if self.weight is not None and target is not None and target.ndim == 1:
-            total = float(self.weight[target].sum())
-        averaged *= averaged.dtype.type(total)
+        averaged *= averaged.dtype.type(self._normaliser(len(rows), target))
         return averaged.reshape(np.shape(ybar))
+
+    def hvp(self, ybar: Array, y: Any, v: Array) -> Array:
+        """Second derivative of every sample's loss with respect to its ybar, times v, (B, d)."""
+        rows, target, _ = self._read(ybar, y)
+        if not len(rows):
+            return rows
+        direction = as_dtype(v, rows.dtype, "v").reshape(rows.shape)
+        product: Array = self._make(rows.dtype, "mean").curvature(rows, target, direction)
+        product *= product.dtype.type(self._normaliser(len(rows), target))
+        return product.reshape(np.shape(ybar))
+
+    def _normaliser(self, count: int, target: Array | None) -> float:
+        """What the average of so many samples divides by."""
+        if self.weight is None or target is None or target.ndim != 1:
+            return count
+        return float(self.weight[target].sum())
 
     def match_target(
         self, y: Any, count: int, shape: tuple[int, ...], single: bool = False

@@ -25,6 +25,7 @@ _CACHES: dict[str, Any] = {
     "_w_clock": -1,
     "_traces": None,
     "_fast": None,
+    "_fast_jacobian": None,
 }
 
 
@@ -86,6 +87,7 @@ class Module(metaclass=_ModuleMeta):
     _w_clock: int
     _traces: dict[Any, _compiled.Compiled] | None
     _fast: _compiled.FastCall | None
+    _fast_jacobian: Any
 
     def __init__(self) -> None:
         self.__dict__.update(

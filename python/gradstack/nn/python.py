@@ -21,8 +21,6 @@ class OpaqueBlock:
         self.module = module
         self.d_in = d_in
         self.d_out = d_out
-        if callable(getattr(module, "jvp", None)):
-            self.jvp = self._jvp
 
     def forward(self, x: Array) -> Array:
         """Rows (B, d_in) to rows (B, d_out)."""
@@ -33,8 +31,14 @@ class OpaqueBlock:
         module: Any = self.module
         return self._checked(module.vjp(x, dy), x, self.d_in, "vjp")
 
-    def _jvp(self, x: Array, dx: Array) -> Array:
+    def jvp(self, x: Array, dx: Array) -> Array:
+        """Perturbation of the output, (B, d_out)."""
         module: Any = self.module
+        if not callable(getattr(module, "jvp", None)):
+            raise ValueError(
+                f"[{type(module).__name__}] defines no jvp(x, dx), which forward-mode derivatives "
+                "need"
+            )
         return self._checked(module.jvp(x, dx), x, self.d_out, "jvp")
 
     def _checked(self, value: Any, x: Array, d: int | None, method: str) -> Array:

@@ -5,8 +5,19 @@ from __future__ import annotations
 from gradstack.optim import rules as _rules
 from gradstack.optim import schedules
 from gradstack.optim.base import Optimizer
+from gradstack.optim.kfac import KFAC
 from gradstack.optim.lbfgs import LBFGS
+from gradstack.optim.least_squares import GaussNewton, LevenbergMarquardt
+from gradstack.optim.preconditioned import Preconditioned
 from gradstack.optim.rules import *  # noqa: F403
 
-__all__ = ["LBFGS", "Optimizer", "schedules"]
+__all__ = [
+    "KFAC",
+    "LBFGS",
+    "GaussNewton",
+    "LevenbergMarquardt",
+    "Optimizer",
+    "Preconditioned",
+    "schedules",
+]
 __all__ += _rules.__all__

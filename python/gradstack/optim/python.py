@@ -43,9 +43,19 @@ class PythonOptimizer(Optimizer):
 
     def step(self, problem: Problem, w: Array, lr: float) -> float:
         """One step on a batch, changing w in place; the loss before it."""
-        loss = self._step(_Clipped(problem, self.clip_norm, self.clip_value), w, lr)
+        loss = self._step(_Clipped(problem, self), w, lr)
         self.__dict__["_t"] += 1
         return loss
+
+    def _clip(self, g: Array) -> Array:
+        """Clip a gradient in place: first by value, then by norm."""
+        if self.clip_value is not None:
+            np.clip(g, -self.clip_value, self.clip_value, out=g)
+        if self.clip_norm is not None:
+            norm = float(np.linalg.norm(g.astype(np.float64)))
+            if norm > self.clip_norm:
+                g *= g.dtype.type(self.clip_norm / (norm + 1e-6))
+        return g
 
     def _step(self, problem: Problem, w: Array, lr: float) -> float:
         raise NotImplementedError
@@ -68,19 +78,12 @@ class PythonOptimizer(Optimizer):
 
 
 class _Clipped:
-    """A problem whose gradients are clipped: first by value, then by norm."""
+    """A problem whose gradients are clipped."""
 
-    def __init__(self, problem: Problem, clip_norm: float | None, clip_value: float | None) -> None:
+    def __init__(self, problem: Problem, optimizer: PythonOptimizer) -> None:
         self._problem = problem
-        self._clip_norm = clip_norm
-        self._clip_value = clip_value
+        self._optimizer = optimizer
 
     def value_and_grad(self, w: Array) -> tuple[float, Array]:
         loss, g = self._problem.value_and_grad(w)
-        if self._clip_value is not None:
-            np.clip(g, -self._clip_value, self._clip_value, out=g)
-        if self._clip_norm is not None:
-            norm = float(np.linalg.norm(g.astype(np.float64)))
-            if norm > self._clip_norm:
-                g *= g.dtype.type(self._clip_norm / (norm + 1e-6))
-        return loss, g
+        return loss, self._optimizer._clip(g)
