@@ -23,7 +23,7 @@ from bench.timing import Timing, interleave
 Array = npt.NDArray[np.floating]
 Candidates = dict[str, Callable[[], Any]]
 
-# Of the result, relative to its largest entry: float32 rounds off 1e-6, another quantity is off by 1.
+# Relative to the largest entry: float32 rounds off 1e-6, another quantity is off by about 1.
 TOLERANCE = 1e-3
 
 LIBRARIES = ["gradstack", "torch", "jax"]

@@ -25,20 +25,20 @@ EXPORT = re.compile(r"_ZN9gradstack\d+(\w+)_kernels_f(?:32|64)Ev$")
 NESTED_NAME = r"_Z(?:GV|TV|TI|TS|TT|TH|TW|Z|L)*N[VKrRO]*"
 
 
-def members(nm: str, path: str) -> dict[str, list[tuple[str, str]]]:
-    """Return the (kind, name) of the symbols each object in `path` defines."""
+def members(nm: str, path: str) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return (name, symbols) of each object in `path`; a symbol is its (kind, mangled name)."""
     listing = subprocess.run(
         [nm, "--defined-only", path], check=True, capture_output=True, text=True
     ).stdout
-    objects: dict[str, list[tuple[str, str]]] = {}
-    current = path
+    objects: list[tuple[str, list[tuple[str, str]]]] = [(path, [])]
     for line in listing.splitlines():
+        # Members of a library may share a name: each heading starts another one.
         if line.endswith(":") and " " not in line:
-            current = f"{path}({line[:-1]})"
+            objects.append((f"{path}({line[:-1]})", []))
             continue
         fields = line.split(maxsplit=2)
         if len(fields) == 3:
-            objects.setdefault(current, []).append((fields[1], fields[2]))
+            objects[-1][1].append((fields[1], fields[2]))
     return objects
 
 
@@ -65,7 +65,7 @@ def main() -> int:
 
     units, failed = 0, False
     for path in arguments.files:
-        for where, symbols in members(arguments.nm, path).items():
+        for where, symbols in members(arguments.nm, path):
             exports = {match[1] for _, name in symbols if (match := EXPORT.match(name))}
             if not exports:
                 continue

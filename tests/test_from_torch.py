@@ -31,7 +31,9 @@ def assert_same(theirs: Any, *shapes: tuple[int, ...], dtype: Any = torch.float3
     got = net(*[x.numpy() for x in xs])
     single = not isinstance(expected, tuple)
     rtol = 1e-12 if dtype == torch.float64 else 1e-5
-    for ours, value in zip([got] if single else got, [expected] if single else expected, strict=True):
+    for ours, value in zip(
+        [got] if single else got, [expected] if single else expected, strict=True
+    ):
         assert ours.dtype == value.numpy().dtype
         assert ours.shape == value.shape
         np.testing.assert_allclose(ours, value.numpy(), rtol=rtol, atol=rtol)

@@ -25,7 +25,7 @@ OTHER = {
     "affine": [-1.5, 0.25],
     "reciprocal": [-2.5],
 }
-CASES = [(name, params) for name, params in OPS.items()] + list(OTHER.items())
+CASES = [*OPS.items(), *OTHER.items()]
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 
 
@@ -86,7 +86,7 @@ class OneOp(nn.Module):
 
 
 @dtypes
-@pytest.mark.parametrize(("op", "params"), CASES, ids=lambda v: str(v))
+@pytest.mark.parametrize(("op", "params"), CASES, ids=str)
 def test_every_op(op: str, params: list[float], dtype: type, tmp_path: Path) -> None:
     net = OneOp(op, params, dtype)
     x = np.concatenate([np.linspace(-30, 30, 241), [0.125, 1e-3, -1e-3, 95, -95, 400, -400]])

@@ -28,11 +28,12 @@ inline constexpr int kChains = 12;
            c10 = x, c11 = y;                                                                    \
     for (int n = 0; n < rounds; ++n) {                                                          \
       GS_CHAIN(0, constraint, step)                                                             \
-      GS_CHAIN(1, constraint, step) GS_CHAIN(2, constraint, step) GS_CHAIN(3, constraint, step) \
-          GS_CHAIN(4, constraint, step) GS_CHAIN(5, constraint, step)                           \
-              GS_CHAIN(6, constraint, step) GS_CHAIN(7, constraint, step)                       \
-                  GS_CHAIN(8, constraint, step) GS_CHAIN(9, constraint, step)                   \
-                      GS_CHAIN(10, constraint, step) GS_CHAIN(11, constraint, step)             \
+      GS_CHAIN(1, constraint, step)                                                             \
+      GS_CHAIN(2, constraint, step) GS_CHAIN(3, constraint, step) GS_CHAIN(4, constraint, step) \
+          GS_CHAIN(5, constraint, step) GS_CHAIN(6, constraint, step)                           \
+              GS_CHAIN(7, constraint, step) GS_CHAIN(8, constraint, step)                       \
+                  GS_CHAIN(9, constraint, step) GS_CHAIN(10, constraint, step)                  \
+                      GS_CHAIN(11, constraint, step)                                            \
     }                                                                                           \
   }
 

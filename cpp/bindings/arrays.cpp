@@ -29,11 +29,16 @@ Scalar scalar_type(const py::array& a, const std::string& name) {
     if (kind == 'i' || kind == 'u') {
       const bool is_signed = kind == 'i';
       switch (size) {
-        case 1: return is_signed ? Scalar::I8 : Scalar::U8;
-        case 2: return is_signed ? Scalar::I16 : Scalar::U16;
-        case 4: return is_signed ? Scalar::I32 : Scalar::U32;
-        case 8: return is_signed ? Scalar::I64 : Scalar::U64;
-        default: break;
+        case 1:
+          return is_signed ? Scalar::I8 : Scalar::U8;
+        case 2:
+          return is_signed ? Scalar::I16 : Scalar::U16;
+        case 4:
+          return is_signed ? Scalar::I32 : Scalar::U32;
+        case 8:
+          return is_signed ? Scalar::I64 : Scalar::U64;
+        default:
+          break;
       }
     }
   }
@@ -49,7 +54,8 @@ template <class T> void check_dtype(const py::array& a, const std::string& name)
 
 bool contiguous(const py::array& a) { return (a.flags() & py::array::c_style) != 0; }
 
-template <class T> py::array checked_rows(const py::handle& object, const std::string& name, Index count, Index d) {
+template <class T>
+py::array checked_rows(const py::handle& object, const std::string& name, Index count, Index d) {
   const py::array a = as_array(object, name);
   check_dtype<T>(a, name);
   if (a.ndim() != 2 || a.shape(0) != count || a.shape(1) != d || !contiguous(a))
@@ -60,28 +66,42 @@ template <class T> py::array checked_rows(const py::handle& object, const std::s
 
 }  // namespace
 
-template <class T> T* vector_view(const py::handle& object, const char* name, Index n, bool writable) {
+template <class T>
+T* vector_view(const py::handle& object, const char* name, Index n, bool writable) {
   const py::array a = as_array(object, name);
   check_dtype<T>(a, name);
   if (a.ndim() != 1 || a.shape(0) != n || !contiguous(a))
-    throw py::value_error(std::string(name) + ": got " + describe(a) + ", expected a contiguous vector of " +
-                          std::to_string(n) + " values");
-  if (writable && !a.writeable()) throw py::value_error(std::string(name) + ": the array is read-only");
+    throw py::value_error(std::string(name) + ": got " + describe(a) +
+                          ", expected a contiguous vector of " + std::to_string(n) + " values");
+  if (writable && !a.writeable())
+    throw py::value_error(std::string(name) + ": the array is read-only");
   return static_cast<T*>(const_cast<void*>(a.data()));
 }
 
 RowSource rows_view(const py::handle& object, const std::string& name, Index cols) {
   const py::array a = as_array(object, name);
   if (a.ndim() != 2 || a.shape(1) != cols)
-    throw py::value_error(name + ": got " + describe(a) + ", expected (samples, " + std::to_string(cols) + ")");
-  return {static_cast<const char*>(a.data()), a.shape(0), cols, a.strides(0), a.strides(1), scalar_type(a, name)};
+    throw py::value_error(name + ": got " + describe(a) + ", expected (samples, " +
+                          std::to_string(cols) + ")");
+  return {static_cast<const char*>(a.data()),
+          a.shape(0),
+          cols,
+          a.strides(0),
+          a.strides(1),
+          scalar_type(a, name)};
 }
 
 RowSource column_view(const py::handle& object, const std::string& name, Index rows) {
   const py::array a = as_array(object, name);
   if (a.ndim() != 1 || a.shape(0) != rows)
-    throw py::value_error(name + ": got " + describe(a) + ", expected shape (" + std::to_string(rows) + ",)");
-  return {static_cast<const char*>(a.data()), rows, 1, a.strides(0), a.itemsize(), scalar_type(a, name)};
+    throw py::value_error(name + ": got " + describe(a) + ", expected shape (" +
+                          std::to_string(rows) + ",)");
+  return {static_cast<const char*>(a.data()),
+          rows,
+          1,
+          a.strides(0),
+          a.itemsize(),
+          scalar_type(a, name)};
 }
 
 template <class T>
@@ -89,13 +109,15 @@ const T* dense_rows(const py::handle& object, const std::string& name, Index cou
   return static_cast<const T*>(checked_rows<T>(object, name, count, d).data());
 }
 
-template <class T> T* out_rows(const py::handle& object, const std::string& name, Index count, Index d) {
+template <class T>
+T* out_rows(const py::handle& object, const std::string& name, Index count, Index d) {
   const py::array a = checked_rows<T>(object, name, count, d);
   if (!a.writeable()) throw py::value_error(name + ": the array is read-only");
   return static_cast<T*>(const_cast<void*>(a.data()));
 }
 
-std::vector<RowSource> input_views(const Graph& graph, const std::vector<py::object>& xs, Index* count) {
+std::vector<RowSource> input_views(const Graph& graph, const std::vector<py::object>& xs,
+                                   Index* count) {
   if (xs.size() != graph.inputs().size())
     throw py::value_error("x: got " + std::to_string(xs.size()) + " inputs, the net takes " +
                           std::to_string(graph.inputs().size()));
@@ -104,8 +126,8 @@ std::vector<RowSource> input_views(const Graph& graph, const std::vector<py::obj
     const std::string name = xs.size() == 1 ? "x" : "x[" + std::to_string(i) + "]";
     views.push_back(rows_view(xs[i], name, size_of(graph.stage(graph.inputs()[i]).shape)));
     if (views[i].rows != views[0].rows)
-      throw py::value_error(name + ": has " + std::to_string(views[i].rows) + " samples, x[0] has " +
-                            std::to_string(views[0].rows));
+      throw py::value_error(name + ": has " + std::to_string(views[i].rows) +
+                            " samples, x[0] has " + std::to_string(views[0].rows));
   }
   *count = views[0].rows;
   return views;
@@ -116,7 +138,8 @@ Target target_view(const py::object& y, Index count, Index classes) {
   if (y.is_none()) return target;
   const py::array a = as_array(y, "y");
   if (a.ndim() >= 1 && a.shape(0) != count)
-    throw py::value_error("y: has " + std::to_string(a.shape(0)) + " samples, x has " + std::to_string(count));
+    throw py::value_error("y: has " + std::to_string(a.shape(0)) + " samples, x has " +
+                          std::to_string(count));
   if (a.ndim() == 2) {
     target.source = rows_view(y, "y", a.shape(1));
     target.spec.dy = a.shape(1);
@@ -129,8 +152,8 @@ Target target_view(const py::object& y, Index count, Index classes) {
   for (Index i = 0; i < count; ++i) {
     const std::int64_t label = label_at(target.source, i);
     if (label < 0 || label >= classes)
-      throw py::value_error("y: label " + std::to_string(label) + " of sample " + std::to_string(i) +
-                            " is outside 0.." + std::to_string(classes - 1));
+      throw py::value_error("y: label " + std::to_string(label) + " of sample " +
+                            std::to_string(i) + " is outside 0.." + std::to_string(classes - 1));
   }
   return target;
 }
@@ -150,7 +173,8 @@ std::pair<Batch, TargetSpec> make_batch(const Graph& graph, const std::vector<py
   const Target target = target_view(y, batch.count, d);
   if (output.kind == Kind::Nearest) {
     // Vector quantisation: the target of the chosen prototype is the input itself.
-    if (!y.is_none()) throw py::value_error("y: NearestNeighbour learns without targets, expected None");
+    if (!y.is_none())
+      throw py::value_error("y: NearestNeighbour learns without targets, expected None");
     const Index features = graph.parameter(output.weight_id).shape[1];
     cost.check_target(features, features, false);
   } else {
@@ -158,14 +182,17 @@ std::pair<Batch, TargetSpec> make_batch(const Graph& graph, const std::vector<py
   }
   batch.y = target.source;
   batch.labels = target.spec.labels;
-  if (!sample_weight.is_none()) batch.weight = column_view(sample_weight, "sample_weight", batch.count);
+  if (!sample_weight.is_none())
+    batch.weight = column_view(sample_weight, "sample_weight", batch.count);
   return {batch, target.spec};
 }
 
-template std::pair<Batch, TargetSpec> make_batch(const Graph&, const std::vector<py::object>&, const py::object&,
-                                                 const py::object&, const Cost<float>&);
-template std::pair<Batch, TargetSpec> make_batch(const Graph&, const std::vector<py::object>&, const py::object&,
-                                                 const py::object&, const Cost<double>&);
+template std::pair<Batch, TargetSpec> make_batch(const Graph&, const std::vector<py::object>&,
+                                                 const py::object&, const py::object&,
+                                                 const Cost<float>&);
+template std::pair<Batch, TargetSpec> make_batch(const Graph&, const std::vector<py::object>&,
+                                                 const py::object&, const py::object&,
+                                                 const Cost<double>&);
 template float* vector_view(const py::handle&, const char*, Index, bool);
 template double* vector_view(const py::handle&, const char*, Index, bool);
 template const float* dense_rows(const py::handle&, const std::string&, Index, Index);

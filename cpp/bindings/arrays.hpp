@@ -18,7 +18,8 @@ namespace gradstack::bindings {
 namespace py = pybind11;
 
 // A flat contiguous vector of n values; throws ValueError/TypeError naming it.
-template <class T> T* vector_view(const py::handle& object, const char* name, Index n, bool writable);
+template <class T>
+T* vector_view(const py::handle& object, const char* name, Index n, bool writable);
 
 // Rows of any real dtype and strides, (rows, cols) with cols = `cols`. Not copied: the array must
 // outlive the view.
@@ -27,13 +28,18 @@ RowSource rows_view(const py::handle& object, const std::string& name, Index col
 RowSource column_view(const py::handle& object, const std::string& name, Index rows);
 
 // C-contiguous rows (count, d) of T to read, and to write.
-template <class T> const T* dense_rows(const py::handle& object, const std::string& name, Index count, Index d);
-template <class T> T* out_rows(const py::handle& object, const std::string& name, Index count, Index d);
+template <class T>
+const T* dense_rows(const py::handle& object, const std::string& name, Index count, Index d);
+template <class T>
+T* out_rows(const py::handle& object, const std::string& name, Index count, Index d);
 
-template <class T> py::array_t<T> new_rows(Index count, Index d) { return py::array_t<T>({count, d}); }
+template <class T> py::array_t<T> new_rows(Index count, Index d) {
+  return py::array_t<T>({count, d});
+}
 
 // Inputs of a graph: one row array each, all of the same length (returned in *count).
-std::vector<RowSource> input_views(const Graph& graph, const std::vector<py::object>& xs, Index* count);
+std::vector<RowSource> input_views(const Graph& graph, const std::vector<py::object>& xs,
+                                   Index* count);
 
 // Targets: None, labels (B,) of an integer dtype, or dense (B, dy). Labels are checked against
 // [0, classes).

@@ -17,18 +17,21 @@ template <class T> py::array_t<T> to_rows(const Plan<T>& plan, const T* blocks, 
 
 // This stage's own share of dC/dw: ds z^T (and ds for the bias), per sample or summed over samples.
 template <class T>
-py::array_t<T> stage_dw(const Graph& graph, const Stage& stage, const T* z, const T* ds, Index count, bool per_sample) {
+py::array_t<T> stage_dw(const Graph& graph, const Stage& stage, const T* z, const T* ds,
+                        Index count, bool per_sample) {
   const Shape& shape = graph.parameter(stage.weight_id).shape;
   const Index out = shape[0], in = shape[1];
   const Index size = out * in + (stage.bias_id >= 0 ? out : 0);
-  py::array_t<T> result(per_sample ? std::vector<py::ssize_t>{count, size} : std::vector<py::ssize_t>{size});
+  py::array_t<T> result(per_sample ? std::vector<py::ssize_t>{count, size}
+                                   : std::vector<py::ssize_t>{size});
   std::fill(result.mutable_data(), result.mutable_data() + result.size(), T(0));
   for (Index s = 0; s < count; ++s) {
     T* dw = result.mutable_data() + (per_sample ? s * size : 0);
     for (Index i = 0; i < out; ++i) {
       const T d = ds[s * out + i];
       for (Index j = 0; j < in; ++j)
-        if (!stage.mask || (*stage.mask)[static_cast<std::size_t>(i * in + j)]) dw[i * in + j] += d * z[s * in + j];
+        if (!stage.mask || (*stage.mask)[static_cast<std::size_t>(i * in + j)])
+          dw[i * in + j] += d * z[s * in + j];
       if (stage.bias_id >= 0) dw[out * in + i] += d;
     }
   }
@@ -36,7 +39,8 @@ py::array_t<T> stage_dw(const Graph& graph, const Stage& stage, const T* z, cons
 }
 
 template <class T>
-py::dict describe_stage(Plan<T>& plan, const Graph& graph, const Stage& stage, int id, bool per_sample) {
+py::dict describe_stage(Plan<T>& plan, const Graph& graph, const Stage& stage, int id,
+                        bool per_sample) {
   // Views belong to the next block: their values are those of what they view.
   const auto producer = [&](int input) {
     while (graph.stage(input).kind == Kind::Reshape) input = graph.stage(input).in[0];
@@ -63,20 +67,23 @@ py::dict describe_stage(Plan<T>& plan, const Graph& graph, const Stage& stage, i
   py::list params;
   for (int parameter : {stage.weight_id, stage.bias_id})
     if (parameter >= 0)
-      params.append(py::make_tuple(graph.parameter(parameter).offset, graph.parameter(parameter).size));
+      params.append(
+          py::make_tuple(graph.parameter(parameter).offset, graph.parameter(parameter).size));
   row["params"] = params;
   row["dw"] = py::none();
   if (stage.kind == Kind::Linear)
-    row["dw"] = stage_dw(graph, stage, py::array_t<T>(z[0]).data(), dout.data(), plan.count(), per_sample);
+    row["dw"] =
+        stage_dw(graph, stage, py::array_t<T>(z[0]).data(), dout.data(), plan.count(), per_sample);
   return row;
 }
 
 template <class T>
-py::dict backprop(Program<T>& program, const py::object& w, const std::vector<py::object>& xs, const py::object& y,
-                  std::shared_ptr<Cost<T>> cost, bool per_sample) {
+py::dict backprop(Program<T>& program, const py::object& w, const std::vector<py::object>& xs,
+                  const py::object& y, std::shared_ptr<Cost<T>> cost, bool per_sample) {
   const Graph& graph = program.graph();
   if (graph.stage(graph.outputs()[0]).kind == Kind::Nearest)
-    throw py::value_error("backprop: the output of NearestNeighbour is discrete and has no gradient");
+    throw py::value_error(
+        "backprop: the output of NearestNeighbour is discrete and has no gradient");
   const T* weights = vector_view<T>(w, "w", graph.n_params(), false);
   const auto [batch, target] = make_batch(graph, xs, y, py::none(), *cost);
   PlanOptions options;
@@ -86,7 +93,8 @@ py::dict backprop(Program<T>& program, const py::object& w, const std::vector<py
   Objective<T> objective(program.shared_graph(), program.kernels(), options, cost, target);
   Plan<T>& plan = objective.plan();
   const Index d = plan.variable(graph.outputs()[0]).d;
-  const double unit = cost->reduction() == Reduction::Mean ? 1.0 / total_weight(*cost, batch) : cost->sum_factor(d);
+  const double unit =
+      cost->reduction() == Reduction::Mean ? 1.0 / total_weight(*cost, batch) : cost->sum_factor(d);
   std::vector<T> dw(static_cast<std::size_t>(graph.n_params()));
   TeamError error;
   Run<T> run;
@@ -121,9 +129,9 @@ py::dict backprop(Program<T>& program, const py::object& w, const std::vector<py
 
 template <class T> void bind_backprop(py::module_& m) {
   auto program = py::reinterpret_borrow<py::object>(m.attr("Program"));
-  program.attr("backprop") = py::cpp_function(
-      &backprop<T>, py::name("backprop"), py::is_method(program), py::arg("w"), py::arg("xs"), py::arg("y"),
-      py::arg("cost"), py::arg("per_sample") = false);
+  program.attr("backprop") =
+      py::cpp_function(&backprop<T>, py::name("backprop"), py::is_method(program), py::arg("w"),
+                       py::arg("xs"), py::arg("y"), py::arg("cost"), py::arg("per_sample") = false);
 }
 
 template void bind_backprop<float>(py::module_&);

@@ -34,10 +34,14 @@ py::list ops() {
 
 const char* target_name(TargetKind kind) {
   switch (kind) {
-    case TargetKind::kDense: return "dense";
-    case TargetKind::kLabels: return "label";
-    case TargetKind::kLabelsOrDense: return "label_or_dense";
-    default: return "none";
+    case TargetKind::kDense:
+      return "dense";
+    case TargetKind::kLabels:
+      return "label";
+    case TargetKind::kLabelsOrDense:
+      return "label_or_dense";
+    default:
+      return "none";
   }
 }
 

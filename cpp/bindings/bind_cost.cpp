@@ -18,7 +18,8 @@ template <class T> struct Evaluation {
     rows.dy = target.spec.dy;
     if (target.spec.labels) {
       labels_.resize(static_cast<std::size_t>(rows.count));
-      for (Index i = 0; i < rows.count; ++i) labels_[static_cast<std::size_t>(i)] = label_at(target.source, i);
+      for (Index i = 0; i < rows.count; ++i)
+        labels_[static_cast<std::size_t>(i)] = label_at(target.source, i);
       rows.labels = labels_.data();
     } else if (rows.dy > 0) {
       rows.y = dense_rows<T>(y, "y", rows.count, rows.dy);
@@ -32,7 +33,8 @@ template <class T> struct Evaluation {
     batch.count = rows.count;
     batch.y = target.source;
     batch.labels = target.spec.labels;
-    if (!sample_weight.is_none()) batch.weight = column_view(sample_weight, "sample_weight", rows.count);
+    if (!sample_weight.is_none())
+      batch.weight = column_view(sample_weight, "sample_weight", rows.count);
     const double unit = cost_.reduction() == Reduction::Mean ? 1.0 / total_weight(cost_, batch)
                                                              : cost_.sum_factor(rows.d);
     weights->assign(static_cast<std::size_t>(rows.count), T(1));
@@ -57,7 +59,8 @@ template <class T> struct Evaluation {
 };
 
 template <class T>
-double value(const Cost<T>& cost, const py::array& ybar, const py::object& y, const py::object& sample_weight) {
+double value(const Cost<T>& cost, const py::array& ybar, const py::object& y,
+             const py::object& sample_weight) {
   Evaluation<T> e(cost, ybar, y);
   std::vector<T> weights, loss(static_cast<std::size_t>(e.rows.count));
   e.scales(sample_weight, &weights);
@@ -69,7 +72,8 @@ double value(const Cost<T>& cost, const py::array& ybar, const py::object& y, co
   return sum * e.unit();
 }
 
-template <class T> py::array_t<T> per_sample(const Cost<T>& cost, const py::array& ybar, const py::object& y) {
+template <class T>
+py::array_t<T> per_sample(const Cost<T>& cost, const py::array& ybar, const py::object& y) {
   Evaluation<T> e(cost, ybar, y);
   py::array_t<T> loss(e.rows.count);
   e.rows.loss = loss.mutable_data();
@@ -93,8 +97,8 @@ py::array_t<T> gradient(const Cost<T>& cost, const py::array& ybar, const py::ob
 
 // The product of the average's Hessian in ybar, block-diagonal over samples, with v.
 template <class T>
-py::array_t<T> curvature(const Cost<T>& cost, const py::array& ybar, const py::object& y, const py::object& v,
-                         const py::object& sample_weight) {
+py::array_t<T> curvature(const Cost<T>& cost, const py::array& ybar, const py::object& y,
+                         const py::object& v, const py::object& sample_weight) {
   Evaluation<T> e(cost, ybar, y);
   std::vector<T> weights;
   const std::vector<T> scale = e.scales(sample_weight, &weights);
@@ -114,15 +118,18 @@ template <class T> void bind_cost(py::module_& m) {
       .def("value", &value<T>, arg("ybar"), arg("y"), arg("sample_weight") = py::none())
       .def("per_sample", &per_sample<T>, arg("ybar"), arg("y"))
       .def("gradient", &gradient<T>, arg("ybar"), arg("y"), arg("sample_weight") = py::none())
-      .def("curvature", &curvature<T>, arg("ybar"), arg("y"), arg("v"), arg("sample_weight") = py::none());
-  py::class_<TableCost<T>, Cost<T>, std::shared_ptr<TableCost<T>>>(m, "Cost")
-      .def(py::init([](const std::string& name, std::vector<double> params,
-                       const std::optional<std::vector<T>>& class_weight, const std::string& reduction) {
-             return std::make_shared<TableCost<T>>(name, std::move(params),
-                                                   class_weight.value_or(std::vector<T>{}), to_reduction(reduction));
-           }),
-           arg("name"), arg("params"), arg("class_weight") = py::none(), arg("reduction") = "mean");
-  py::class_<PyCost<T>, Cost<T>, std::shared_ptr<PyCost<T>>>(m, "PyCost").def(py::init<py::object>(), arg("impl"));
+      .def("curvature", &curvature<T>, arg("ybar"), arg("y"), arg("v"),
+           arg("sample_weight") = py::none());
+  py::class_<TableCost<T>, Cost<T>, std::shared_ptr<TableCost<T>>>(m, "Cost").def(
+      py::init([](const std::string& name, std::vector<double> params,
+                  const std::optional<std::vector<T>>& class_weight, const std::string& reduction) {
+        return std::make_shared<TableCost<T>>(name, std::move(params),
+                                              class_weight.value_or(std::vector<T>{}),
+                                              to_reduction(reduction));
+      }),
+      arg("name"), arg("params"), arg("class_weight") = py::none(), arg("reduction") = "mean");
+  py::class_<PyCost<T>, Cost<T>, std::shared_ptr<PyCost<T>>>(m, "PyCost")
+      .def(py::init<py::object>(), arg("impl"));
 }
 
 template void bind_cost<float>(py::module_&);

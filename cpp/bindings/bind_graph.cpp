@@ -21,16 +21,20 @@ class PyFunction final : public OpaqueFunction {
   void forward(Index n, Index d_in, Index d_out, const double* x, double* y) const override {
     call("forward", n, d_out, y, rows(n, d_in, x));
   }
-  void vjp(Index n, Index d_in, Index d_out, const float* x, const float* dy, float* dx) const override {
+  void vjp(Index n, Index d_in, Index d_out, const float* x, const float* dy,
+           float* dx) const override {
     call2("vjp", n, d_in, dx, d_in, x, d_out, dy);
   }
-  void vjp(Index n, Index d_in, Index d_out, const double* x, const double* dy, double* dx) const override {
+  void vjp(Index n, Index d_in, Index d_out, const double* x, const double* dy,
+           double* dx) const override {
     call2("vjp", n, d_in, dx, d_in, x, d_out, dy);
   }
-  void jvp(Index n, Index d_in, Index d_out, const float* x, const float* dx, float* dy) const override {
+  void jvp(Index n, Index d_in, Index d_out, const float* x, const float* dx,
+           float* dy) const override {
     call2("jvp", n, d_out, dy, d_in, x, d_in, dx);
   }
-  void jvp(Index n, Index d_in, Index d_out, const double* x, const double* dx, double* dy) const override {
+  void jvp(Index n, Index d_in, Index d_out, const double* x, const double* dx,
+           double* dy) const override {
     call2("jvp", n, d_out, dy, d_in, x, d_in, dx);
   }
   const py::object& impl() const { return impl_; }
@@ -43,7 +47,9 @@ class PyFunction final : public OpaqueFunction {
   };
   template <class T> static Rows<T> rows(Index n, Index d, const T* data) { return {n, d, data}; }
 
-  template <class T> static py::array_t<T> copy(const Rows<T>& r) { return py::array_t<T>({r.n, r.d}, r.data); }
+  template <class T> static py::array_t<T> copy(const Rows<T>& r) {
+    return py::array_t<T>({r.n, r.d}, r.data);
+  }
 
   template <class T, class... A>
   void call(const char* method, Index n, Index d, T* out, const A&... arguments) const {
@@ -54,10 +60,11 @@ class PyFunction final : public OpaqueFunction {
     if (!array) throw py::error_already_set();
     if (array.ndim() != 2 || array.shape(0) != n || array.shape(1) != d) {
       const std::string got = py::str(array.attr("shape")).template cast<std::string>();
-      throw py::value_error(std::string(method) + " of " +
-                            py::str(py::type::of(impl_).attr("__name__")).template cast<std::string>() +
-                            " returned shape " + got + ", expected (" + std::to_string(n) + ", " +
-                            std::to_string(d) + ")");
+      throw py::value_error(
+          std::string(method) + " of " +
+          py::str(py::type::of(impl_).attr("__name__")).template cast<std::string>() +
+          " returned shape " + got + ", expected (" + std::to_string(n) + ", " + std::to_string(d) +
+          ")");
     }
     std::copy(array.data(), array.data() + n * d, out);
   }
@@ -73,7 +80,8 @@ class PyFunction final : public OpaqueFunction {
 
 Shape to_shape(const py::handle& object) {
   Shape shape;
-  for (const py::handle extent : py::reinterpret_borrow<py::object>(object)) shape.push_back(extent.cast<Index>());
+  for (const py::handle extent : py::reinterpret_borrow<py::object>(object))
+    shape.push_back(extent.cast<Index>());
   return shape;
 }
 
@@ -87,7 +95,8 @@ std::shared_ptr<const std::vector<std::uint8_t>> to_mask(const py::object& objec
   if (object.is_none()) return nullptr;
   const auto array = py::array_t<bool, py::array::c_style | py::array::forcecast>::ensure(object);
   if (!array) throw py::error_already_set();
-  return std::make_shared<const std::vector<std::uint8_t>>(array.data(), array.data() + array.size());
+  return std::make_shared<const std::vector<std::uint8_t>>(array.data(),
+                                                           array.data() + array.size());
 }
 
 void add(Graph& graph, const std::string& kind, const std::string& name,
@@ -98,18 +107,28 @@ void add(Graph& graph, const std::string& kind, const std::string& name,
   stage.inputs = inputs;
   for (const auto& [key, value] : attrs) {
     const std::string attr = key.cast<std::string>();
-    if (attr == "shape") stage.shape = to_shape(value);
-    else if (attr == "weight") stage.weight = value.cast<std::string>();
-    else if (attr == "bias") stage.bias = value.is_none() ? "" : value.cast<std::string>();
-    else if (attr == "mask") stage.mask = to_mask(py::reinterpret_borrow<py::object>(value));
-    else if (attr == "op") stage.op = value.cast<std::string>();
-    else if (attr == "params") stage.params = value.cast<std::vector<double>>();
-    else if (attr == "p") stage.rate = value.cast<double>();
-    else if (attr == "begin") stage.begin = value.cast<Index>();
-    else if (attr == "end") stage.end = value.cast<Index>();
+    if (attr == "shape")
+      stage.shape = to_shape(value);
+    else if (attr == "weight")
+      stage.weight = value.cast<std::string>();
+    else if (attr == "bias")
+      stage.bias = value.is_none() ? "" : value.cast<std::string>();
+    else if (attr == "mask")
+      stage.mask = to_mask(py::reinterpret_borrow<py::object>(value));
+    else if (attr == "op")
+      stage.op = value.cast<std::string>();
+    else if (attr == "params")
+      stage.params = value.cast<std::vector<double>>();
+    else if (attr == "p")
+      stage.rate = value.cast<double>();
+    else if (attr == "begin")
+      stage.begin = value.cast<Index>();
+    else if (attr == "end")
+      stage.end = value.cast<Index>();
     else if (attr == "impl")
       stage.opaque = std::make_shared<PyFunction>(py::reinterpret_borrow<py::object>(value));
-    else throw py::type_error("add: got an unexpected attribute '" + attr + "'");
+    else
+      throw py::type_error("add: got an unexpected attribute '" + attr + "'");
   }
   graph.add(std::move(stage));
 }
@@ -129,18 +148,25 @@ py::dict describe(const Stage& stage) {
       else
         row["mask"] = py::none();
       [[fallthrough]];
-    case Kind::Nearest: row["weight"] = stage.weight; break;
+    case Kind::Nearest:
+      row["weight"] = stage.weight;
+      break;
     case Kind::Pointwise:
       row["op"] = stage.op;
       row["params"] = stage.params;
       break;
-    case Kind::Dropout: row["p"] = stage.rate; break;
+    case Kind::Dropout:
+      row["p"] = stage.rate;
+      break;
     case Kind::Slice:
       row["begin"] = stage.begin;
       row["end"] = stage.end;
       break;
-    case Kind::Opaque: row["impl"] = static_cast<const PyFunction&>(*stage.opaque).impl(); break;
-    default: break;
+    case Kind::Opaque:
+      row["impl"] = static_cast<const PyFunction&>(*stage.opaque).impl();
+      break;
+    default:
+      break;
   }
   return row;
 }
@@ -156,24 +182,29 @@ py::list shapes(const Graph& graph, const std::vector<int>& ids) {
 void bind_graph(py::module_& m) {
   py::class_<Graph, std::shared_ptr<Graph>>(m, "Graph")
       .def(py::init<>())
-      .def("parameter", [](Graph& g, const std::string& name, const py::object& shape) {
-        g.parameter(name, to_shape(shape));
-      }, py::arg("name"), py::arg("shape"))
+      .def(
+          "parameter",
+          [](Graph& g, const std::string& name, const py::object& shape) {
+            g.parameter(name, to_shape(shape));
+          },
+          py::arg("name"), py::arg("shape"))
       .def("add", &add, py::arg("kind"), py::arg("name"), py::arg("inputs"))
       .def("finish", &Graph::finish, py::arg("outputs"))
       .def_property_readonly("n_params", &Graph::n_params)
       .def_property_readonly("input_shapes", [](const Graph& g) { return shapes(g, g.inputs()); })
       .def_property_readonly("output_shapes", [](const Graph& g) { return shapes(g, g.outputs()); })
-      .def_property_readonly("outputs", [](const Graph& g) {
-        std::vector<std::string> names;
-        for (int id : g.outputs()) names.push_back(g.stage(id).name);
-        return names;
-      })
-      .def("stages", [](const Graph& g) {
-        py::list rows;
-        for (const Stage& stage : g.stages()) rows.append(describe(stage));
-        return rows;
-      })
+      .def_property_readonly("outputs",
+                             [](const Graph& g) {
+                               std::vector<std::string> names;
+                               for (int id : g.outputs()) names.push_back(g.stage(id).name);
+                               return names;
+                             })
+      .def("stages",
+           [](const Graph& g) {
+             py::list rows;
+             for (const Stage& stage : g.stages()) rows.append(describe(stage));
+             return rows;
+           })
       .def("parameters", [](const Graph& g) {
         py::list rows;
         for (const Parameter& p : g.parameters()) {

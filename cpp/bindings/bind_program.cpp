@@ -5,7 +5,8 @@
 namespace gradstack::bindings {
 namespace {
 
-template <class T> py::list new_outputs(const Graph& graph, Index count, std::vector<T*>* pointers) {
+template <class T>
+py::list new_outputs(const Graph& graph, Index count, std::vector<T*>* pointers) {
   py::list arrays;
   for (int id : graph.outputs()) {
     py::array_t<T> rows = new_rows<T>(count, size_of(graph.stage(id).shape));
@@ -18,10 +19,11 @@ template <class T> py::list new_outputs(const Graph& graph, Index count, std::ve
 // One array or None per input or output.
 template <class T>
 std::vector<const T*> optional_rows(const Graph& graph, const std::vector<int>& ids,
-                                    const std::vector<py::object>& arrays, const char* name, Index count) {
+                                    const std::vector<py::object>& arrays, const char* name,
+                                    Index count) {
   if (arrays.size() != ids.size())
-    throw py::value_error(std::string(name) + ": got " + std::to_string(arrays.size()) + " arrays, expected " +
-                          std::to_string(ids.size()));
+    throw py::value_error(std::string(name) + ": got " + std::to_string(arrays.size()) +
+                          " arrays, expected " + std::to_string(ids.size()));
   std::vector<const T*> rows;
   for (std::size_t i = 0; i < ids.size(); ++i)
     rows.push_back(arrays[i].is_none()
@@ -43,9 +45,11 @@ py::list forward(Program<T>& program, const py::object& w, const std::vector<py:
     arrays = new_outputs<T>(graph, count, &pointers);
   } else {
     arrays = outs.cast<py::list>();
-    if (arrays.size() != graph.outputs().size()) throw py::value_error("out: expected one array per output");
+    if (arrays.size() != graph.outputs().size())
+      throw py::value_error("out: expected one array per output");
     for (std::size_t i = 0; i < arrays.size(); ++i)
-      pointers.push_back(out_rows<T>(arrays[i], "out", count, size_of(graph.stage(graph.outputs()[i]).shape)));
+      pointers.push_back(
+          out_rows<T>(arrays[i], "out", count, size_of(graph.stage(graph.outputs()[i]).shape)));
   }
   const py::gil_scoped_release release;
   program.forward(weights, views, count, pointers, options);
@@ -53,8 +57,9 @@ py::list forward(Program<T>& program, const py::object& w, const std::vector<py:
 }
 
 template <class T>
-py::tuple value_and_grad(Program<T>& program, const py::object& w, const std::vector<py::object>& xs,
-                         const py::object& y, std::shared_ptr<Cost<T>> cost, const py::object& sample_weight,
+py::tuple value_and_grad(Program<T>& program, const py::object& w,
+                         const std::vector<py::object>& xs, const py::object& y,
+                         std::shared_ptr<Cost<T>> cost, const py::object& sample_weight,
                          const CallOptions& options) {
   const Graph& graph = program.graph();
   const T* weights = vector_view<T>(w, "w", graph.n_params(), false);
@@ -70,8 +75,9 @@ py::tuple value_and_grad(Program<T>& program, const py::object& w, const std::ve
 }
 
 template <class T>
-double evaluate(Program<T>& program, const py::object& w, const std::vector<py::object>& xs, const py::object& y,
-                std::shared_ptr<Cost<T>> cost, const py::object& sample_weight, int threads) {
+double evaluate(Program<T>& program, const py::object& w, const std::vector<py::object>& xs,
+                const py::object& y, std::shared_ptr<Cost<T>> cost, const py::object& sample_weight,
+                int threads) {
   const T* weights = vector_view<T>(w, "w", program.graph().n_params(), false);
   const auto [batch, target] = make_batch(program.graph(), xs, y, sample_weight, *cost);
   CallOptions options;
@@ -88,8 +94,8 @@ std::unique_ptr<Linearization<T>> linearize(Program<T>& program, const py::objec
   const std::vector<RowSource> views = input_views(program.graph(), xs, &count);
   const T* weights = vector_view<T>(w, "w", program.graph().n_params(), false);
   const py::gil_scoped_release release;
-  return std::make_unique<Linearization<T>>(program.shared_graph(), program.kernels(), weights, views, count,
-                                            tangents, options);
+  return std::make_unique<Linearization<T>>(program.shared_graph(), program.kernels(), weights,
+                                            views, count, tangents, options);
 }
 
 template <class T> py::list outputs(Linearization<T>& at) {
@@ -100,9 +106,11 @@ template <class T> py::list outputs(Linearization<T>& at) {
 }
 
 template <class T>
-py::tuple pull(Linearization<T>& at, const std::vector<py::object>& dys, bool want_dx, bool want_dw) {
+py::tuple pull(Linearization<T>& at, const std::vector<py::object>& dys, bool want_dx,
+               bool want_dw) {
   const Graph& graph = at.graph();
-  const std::vector<const T*> cotangents = optional_rows<T>(graph, graph.outputs(), dys, "dy", at.count());
+  const std::vector<const T*> cotangents =
+      optional_rows<T>(graph, graph.outputs(), dys, "dy", at.count());
   std::vector<T*> dxs(graph.inputs().size(), nullptr);
   py::list dx_arrays;
   for (std::size_t i = 0; want_dx && i < dxs.size(); ++i) {
@@ -120,9 +128,11 @@ py::tuple pull(Linearization<T>& at, const std::vector<py::object>& dys, bool wa
                         want_dw ? py::object(dw) : py::object(py::none()));
 }
 
-template <class T> py::list push(Linearization<T>& at, const std::vector<py::object>& dxs, const py::object& dw) {
+template <class T>
+py::list push(Linearization<T>& at, const std::vector<py::object>& dxs, const py::object& dw) {
   const Graph& graph = at.graph();
-  const std::vector<const T*> tangents = optional_rows<T>(graph, graph.inputs(), dxs, "dx", at.count());
+  const std::vector<const T*> tangents =
+      optional_rows<T>(graph, graph.inputs(), dxs, "dx", at.count());
   const T* direction = dw.is_none() ? nullptr : vector_view<T>(dw, "dw", graph.n_params(), false);
   std::vector<T*> pointers;
   py::list arrays = new_outputs<T>(graph, at.count(), &pointers);
@@ -149,43 +159,49 @@ template <class T> void bind_program(py::module_& m) {
              return std::make_unique<Program<T>>(graph, active_kernels<T>());
            }),
            arg("graph"))
-      .def("forward",
-           [](Program<T>& p, const py::object& w, const std::vector<py::object>& xs, bool train, std::uint64_t seed,
-              std::int64_t step, int threads, const py::object& outs) {
-             return forward(p, w, xs, call_options(train, seed, step, threads), outs);
-           },
-           arg("w"), arg("xs"), py::kw_only(), arg("train") = false, arg("seed") = 0, arg("step") = 0,
-           arg("threads") = 0, arg("outs") = py::none())
-      .def("vjp",
-           [](Program<T>& p, const py::object& w, const std::vector<py::object>& xs, bool train, std::uint64_t seed,
-              std::int64_t step, int threads) {
-             return linearize(p, w, xs, false, call_options(train, seed, step, threads));
-           },
-           arg("w"), arg("xs"), py::kw_only(), arg("train") = false, arg("seed") = 0, arg("step") = 0,
-           arg("threads") = 0)
-      .def("linearize",
-           [](Program<T>& p, const py::object& w, const std::vector<py::object>& xs, bool train, std::uint64_t seed,
-              std::int64_t step, int threads) {
-             return linearize(p, w, xs, true, call_options(train, seed, step, threads));
-           },
-           arg("w"), arg("xs"), py::kw_only(), arg("train") = false, arg("seed") = 0, arg("step") = 0,
-           arg("threads") = 0)
-      .def("jvp",
-           [](Program<T>& p, const py::object& w, const std::vector<py::object>& xs,
-              const std::vector<py::object>& dxs, const py::object& dw) {
-             const auto at = linearize(p, w, xs, true, CallOptions{});
-             return py::make_tuple(outputs(*at), push(*at, dxs, dw));
-           },
-           arg("w"), arg("xs"), arg("dxs"), arg("dw") = py::none())
-      .def("value_and_grad",
-           [](Program<T>& p, const py::object& w, const std::vector<py::object>& xs, const py::object& y,
-              std::shared_ptr<Cost<T>> cost, const py::object& sample_weight, bool train, std::uint64_t seed,
-              std::int64_t step, int threads) {
-             return value_and_grad(p, w, xs, y, std::move(cost), sample_weight,
-                                   call_options(train, seed, step, threads));
-           },
-           arg("w"), arg("xs"), arg("y"), arg("cost"), arg("sample_weight") = py::none(), py::kw_only(),
-           arg("train") = false, arg("seed") = 0, arg("step") = 0, arg("threads") = 0);
+      .def(
+          "forward",
+          [](Program<T>& p, const py::object& w, const std::vector<py::object>& xs, bool train,
+             std::uint64_t seed, std::int64_t step, int threads, const py::object& outs) {
+            return forward(p, w, xs, call_options(train, seed, step, threads), outs);
+          },
+          arg("w"), arg("xs"), py::kw_only(), arg("train") = false, arg("seed") = 0,
+          arg("step") = 0, arg("threads") = 0, arg("outs") = py::none())
+      .def(
+          "vjp",
+          [](Program<T>& p, const py::object& w, const std::vector<py::object>& xs, bool train,
+             std::uint64_t seed, std::int64_t step, int threads) {
+            return linearize(p, w, xs, false, call_options(train, seed, step, threads));
+          },
+          arg("w"), arg("xs"), py::kw_only(), arg("train") = false, arg("seed") = 0,
+          arg("step") = 0, arg("threads") = 0)
+      .def(
+          "linearize",
+          [](Program<T>& p, const py::object& w, const std::vector<py::object>& xs, bool train,
+             std::uint64_t seed, std::int64_t step, int threads) {
+            return linearize(p, w, xs, true, call_options(train, seed, step, threads));
+          },
+          arg("w"), arg("xs"), py::kw_only(), arg("train") = false, arg("seed") = 0,
+          arg("step") = 0, arg("threads") = 0)
+      .def(
+          "jvp",
+          [](Program<T>& p, const py::object& w, const std::vector<py::object>& xs,
+             const std::vector<py::object>& dxs, const py::object& dw) {
+            const auto at = linearize(p, w, xs, true, CallOptions{});
+            return py::make_tuple(outputs(*at), push(*at, dxs, dw));
+          },
+          arg("w"), arg("xs"), arg("dxs"), arg("dw") = py::none())
+      .def(
+          "value_and_grad",
+          [](Program<T>& p, const py::object& w, const std::vector<py::object>& xs,
+             const py::object& y, std::shared_ptr<Cost<T>> cost, const py::object& sample_weight,
+             bool train, std::uint64_t seed, std::int64_t step, int threads) {
+            return value_and_grad(p, w, xs, y, std::move(cost), sample_weight,
+                                  call_options(train, seed, step, threads));
+          },
+          arg("w"), arg("xs"), arg("y"), arg("cost"), arg("sample_weight") = py::none(),
+          py::kw_only(), arg("train") = false, arg("seed") = 0, arg("step") = 0,
+          arg("threads") = 0);
   m.def("evaluate", &evaluate<T>, arg("program"), arg("w"), arg("X"), arg("y"), arg("cost"),
         arg("sample_weight") = py::none(), arg("threads") = 0);
 }

@@ -9,13 +9,14 @@ namespace gradstack::bindings {
 namespace {
 
 template <class T>
-std::shared_ptr<Optimizer<T>> make_optimizer(const std::string& rule, std::vector<double> hyper, Index n_params,
-                                             std::optional<double> clip_norm, std::optional<double> clip_value,
-                                             bool decay_bias) {
+std::shared_ptr<Optimizer<T>> make_optimizer(const std::string& rule, std::vector<double> hyper,
+                                             Index n_params, std::optional<double> clip_norm,
+                                             std::optional<double> clip_value, bool decay_bias) {
   OptimizerOptions options;
   const auto positive = [](std::optional<double> value, const char* name) {
     if (value && !(*value > 0))
-      throw py::value_error(std::string(name) + ": got " + std::to_string(*value) + ", expected a number > 0");
+      throw py::value_error(std::string(name) + ": got " + std::to_string(*value) +
+                            ", expected a number > 0");
     return value.value_or(0.0);
   };
   options.clip_norm = positive(clip_norm, "clip_norm");
@@ -25,7 +26,8 @@ std::shared_ptr<Optimizer<T>> make_optimizer(const std::string& rule, std::vecto
 }
 
 // A view into memory that `owner` keeps alive.
-template <class S> py::array_t<S> view(std::vector<py::ssize_t> shape, S* data, const py::object& owner) {
+template <class S>
+py::array_t<S> view(std::vector<py::ssize_t> shape, S* data, const py::object& owner) {
   return py::array_t<S>(std::move(shape), data, owner);
 }
 
@@ -34,10 +36,12 @@ template <class T> class PyTrainer {
   PyTrainer(const std::shared_ptr<Graph>& graph, std::shared_ptr<Cost<T>> cost,
             std::shared_ptr<Optimizer<T>> optimizer, const std::vector<std::string>& frozen)
       : cost_(std::move(cost)),
-        trainer_(graph, active_kernels<T>(), cost_, std::move(optimizer), frozen_parameters(*graph, frozen)) {}
+        trainer_(graph, active_kernels<T>(), cost_, std::move(optimizer),
+                 frozen_parameters(*graph, frozen)) {}
 
   double step(const py::object& w, const std::vector<py::object>& xs, const py::object& y,
-              const py::object& sample_weight, double lr, int threads, bool train, std::uint64_t seed) {
+              const py::object& sample_weight, double lr, int threads, bool train,
+              std::uint64_t seed) {
     T* weights = vector_view<T>(w, "w", trainer_.graph().n_params(), true);
     const auto [batch, target] = make_batch(trainer_.graph(), xs, y, sample_weight, *cost_);
     const py::gil_scoped_release release;
@@ -45,8 +49,8 @@ template <class T> class PyTrainer {
   }
 
   void begin(const py::object& w, const std::vector<py::object>& X, const py::object& y,
-             const py::object& sample_weight, Index batch_size, bool shuffle, std::uint64_t seed, int threads,
-             bool check_finite, bool allow_nonfinite_loss) {
+             const py::object& sample_weight, Index batch_size, bool shuffle, std::uint64_t seed,
+             int threads, bool check_finite, bool allow_nonfinite_loss) {
     T* weights = vector_view<T>(w, "w", trainer_.graph().n_params(), true);
     const auto [data, target] = make_batch(trainer_.graph(), X, y, sample_weight, *cost_);
     kept_ = py::make_tuple(w, X, y, sample_weight);  // the core reads them while it runs
@@ -60,7 +64,8 @@ template <class T> class PyTrainer {
     trainer_.begin(weights, data, target, options);
   }
 
-  std::vector<double> run(const py::array_t<double, py::array::c_style | py::array::forcecast>& lrs) {
+  std::vector<double> run(
+      const py::array_t<double, py::array::c_style | py::array::forcecast>& lrs) {
     std::exception_ptr signal;
     // PyErr_CheckSignals runs Python's handlers; it does nothing outside the main thread.
     const auto interrupted = [&signal] {
@@ -97,7 +102,8 @@ template <class T> class PyTrainer {
     p.step = state["step"].cast<std::int64_t>();
     p.loss_sum = state["loss_sum"].cast<double>();
     p.weight_sum = state["weight_sum"].cast<double>();
-    if (p.epoch < 0 || p.step < 0 || p.step_in_epoch < 0 || p.step_in_epoch >= trainer_.steps_per_epoch())
+    if (p.epoch < 0 || p.step < 0 || p.step_in_epoch < 0 ||
+        p.step_in_epoch >= trainer_.steps_per_epoch())
       throw py::value_error("seek: the position lies outside the epoch");
     trainer_.position = p;
   }
@@ -105,13 +111,15 @@ template <class T> class PyTrainer {
   const Trainer<T>& core() const { return trainer_; }
 
  private:
-  static std::vector<char> frozen_parameters(const Graph& graph, const std::vector<std::string>& names) {
+  static std::vector<char> frozen_parameters(const Graph& graph,
+                                             const std::vector<std::string>& names) {
     std::vector<char> frozen(graph.parameters().size(), 0);
     for (const std::string& name : names) {
       const auto& parameters = graph.parameters();
       const auto found = std::find_if(parameters.begin(), parameters.end(),
                                       [&](const Parameter& p) { return p.name == name; });
-      if (found == parameters.end()) throw py::value_error("frozen: the net has no parameter '" + name + "'");
+      if (found == parameters.end())
+        throw py::value_error("frozen: the net has no parameter '" + name + "'");
       frozen[static_cast<std::size_t>(found - parameters.begin())] = 1;
     }
     return frozen;
@@ -146,9 +154,10 @@ template <class T> void bind_trainer(py::module_& m) {
   py::class_<Tr>(m, "Trainer")
       .def(py::init<const std::shared_ptr<Graph>&, std::shared_ptr<Cost<T>>, std::shared_ptr<Opt>,
                     const std::vector<std::string>&>(),
-           arg("graph"), arg("cost"), arg("optimizer"), py::kw_only(), arg("frozen") = std::vector<std::string>{})
-      .def("step", &Tr::step, arg("w"), arg("xs"), arg("y"), arg("sample_weight"), arg("lr"), arg("threads") = 0,
-           arg("train") = true, arg("seed") = 0)
+           arg("graph"), arg("cost"), arg("optimizer"), py::kw_only(),
+           arg("frozen") = std::vector<std::string>{})
+      .def("step", &Tr::step, arg("w"), arg("xs"), arg("y"), arg("sample_weight"), arg("lr"),
+           arg("threads") = 0, arg("train") = true, arg("seed") = 0)
       .def("begin", &Tr::begin, arg("w"), arg("X"), arg("y"), arg("sample_weight"), py::kw_only(),
            arg("batch_size"), arg("shuffle"), arg("seed"), arg("threads"), arg("check_finite"),
            arg("allow_nonfinite_loss"))
@@ -156,9 +165,11 @@ template <class T> void bind_trainer(py::module_& m) {
       .def_property_readonly("position", &Tr::position)
       .def("seek", &Tr::seek, arg("position"))
       .def_property_readonly("epoch", [](const Tr& t) { return t.core().position.epoch; })
-      .def_property_readonly("step_in_epoch", [](const Tr& t) { return t.core().position.step_in_epoch; })
+      .def_property_readonly("step_in_epoch",
+                             [](const Tr& t) { return t.core().position.step_in_epoch; })
       .def_property_readonly("global_step", [](const Tr& t) { return t.core().position.step; })
-      .def_property_readonly("steps_per_epoch", [](const Tr& t) { return t.core().steps_per_epoch(); })
+      .def_property_readonly("steps_per_epoch",
+                             [](const Tr& t) { return t.core().steps_per_epoch(); })
       .def_property_readonly("last_loss", [](const Tr& t) { return t.core().last_loss; });
 }
 

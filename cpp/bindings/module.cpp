@@ -19,7 +19,8 @@ template <class T> void bind_dtype(py::module_& parent, const char* name) {
 
 PYBIND11_MODULE(_core, m) {
   namespace bindings = gradstack::bindings;
-  pybind11::register_local_exception<gradstack::NonFiniteLoss>(m, "NonFiniteLoss", PyExc_FloatingPointError);
+  pybind11::register_local_exception<gradstack::NonFiniteLoss>(m, "NonFiniteLoss",
+                                                               PyExc_FloatingPointError);
   bindings::bind_config(m);
   bindings::bind_graph(m);
   bindings::bind_dtype<float>(m, "f32");

@@ -20,7 +20,8 @@ inline Reduction to_reduction(const std::string& name) {
 template <class T> class PyCost final : public Cost<T> {
  public:
   explicit PyCost(py::object impl) : impl_(std::move(impl)) {
-    if (py::hasattr(impl_, "reduction")) this->reduction_ = to_reduction(impl_.attr("reduction").cast<std::string>());
+    if (py::hasattr(impl_, "reduction"))
+      this->reduction_ = to_reduction(impl_.attr("reduction").cast<std::string>());
   }
   // The last owner may be a plan that is replaced while the GIL is released.
   ~PyCost() override {
@@ -40,14 +41,16 @@ template <class T> class PyCost final : public Cost<T> {
     if (grad) copy(impl_.attr("gradient")(outputs, targets), "gradient", {count, d}, grad);
   }
   // An optional method hvp(ybar, y, v) -> (B, d) gives the product with the Hessian in ybar.
-  void curvature_rows(Index count, Index d, const T* ybar, Index dy, const T* y, const std::int64_t* labels,
-                      const T* v, T* hv) const override {
+  void curvature_rows(Index count, Index d, const T* ybar, Index dy, const T* y,
+                      const std::int64_t* labels, const T* v, T* hv) const override {
     const py::gil_scoped_acquire gil;
     const DefaultFloats floats;
     if (!py::hasattr(impl_, "hvp"))
-      throw py::value_error(py::str(py::type::of(impl_).attr("__name__")).template cast<std::string>() +
-                            " has no second derivative: define hvp(ybar, y, v) -> (B, d)");
-    copy(impl_.attr("hvp")(py::array_t<T>({count, d}, ybar), target(count, dy, y, labels), py::array_t<T>({count, d}, v)),
+      throw py::value_error(
+          py::str(py::type::of(impl_).attr("__name__")).template cast<std::string>() +
+          " has no second derivative: define hvp(ybar, y, v) -> (B, d)");
+    copy(impl_.attr("hvp")(py::array_t<T>({count, d}, ybar), target(count, dy, y, labels),
+                           py::array_t<T>({count, d}, v)),
          "hvp", {count, d}, hv);
   }
 
@@ -58,14 +61,16 @@ template <class T> class PyCost final : public Cost<T> {
     return py::none();
   }
 
-  void copy(const py::object& result, const char* method, std::vector<py::ssize_t> shape, T* out) const {
+  void copy(const py::object& result, const char* method, std::vector<py::ssize_t> shape,
+            T* out) const {
     const auto array = py::array_t<T, py::array::c_style | py::array::forcecast>::ensure(result);
     if (!array) throw py::error_already_set();
     if (std::vector<py::ssize_t>(array.shape(), array.shape() + array.ndim()) != shape)
-      throw py::value_error(std::string(method) + " of " +
-                            py::str(py::type::of(impl_).attr("__name__")).template cast<std::string>() +
-                            " returned shape " + py::str(array.attr("shape")).template cast<std::string>() +
-                            ", expected " + py::str(py::cast(shape)).template cast<std::string>());
+      throw py::value_error(
+          std::string(method) + " of " +
+          py::str(py::type::of(impl_).attr("__name__")).template cast<std::string>() +
+          " returned shape " + py::str(array.attr("shape")).template cast<std::string>() +
+          ", expected " + py::str(py::cast(shape)).template cast<std::string>());
     std::copy(array.data(), array.data() + array.size(), out);
   }
 

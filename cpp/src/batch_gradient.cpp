@@ -7,12 +7,12 @@
 namespace gradstack {
 namespace {
 
-constexpr Index kSlots = 16;                  // gradient slots of the chunk schedule
-constexpr Index kChunkParameters = 1 << 16;   // above, slots would not stay in cache
+constexpr Index kSlots = 16;                 // gradient slots of the chunk schedule
+constexpr Index kChunkParameters = 1 << 16;  // above, slots would not stay in cache
 constexpr Index kChunkSamples = 64;
-constexpr Index kRange = 4096;                // parameters reduced per item of work
-constexpr double kPlanBytes = 1 << 28;        // activations of one plan: larger batches are cut
-constexpr double kFusedFlops = 1e9;           // longer steps keep the update apart: see run_tiles
+constexpr Index kRange = 4096;          // parameters reduced per item of work
+constexpr double kPlanBytes = 1 << 28;  // activations of one plan: larger batches are cut
+constexpr double kFusedFlops = 1e9;     // longer steps keep the update apart: see run_tiles
 
 // The user's code: it sees all samples at once, and may throw.
 bool has_opaque(const Graph& graph) {
@@ -30,8 +30,12 @@ template <class T>
 BatchGradient<T>::BatchGradient(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels,
                                 std::shared_ptr<const Cost<T>> cost, TargetSpec target, Index batch,
                                 int workers, std::vector<char> frozen)
-    : graph_(std::move(graph)), kernels_(kernels), cost_(std::move(cost)), chunk_(batch),
-      chunked_(false), workers_(workers) {
+    : graph_(std::move(graph)),
+      kernels_(kernels),
+      cost_(std::move(cost)),
+      chunk_(batch),
+      chunked_(false),
+      workers_(workers) {
   Index features = 0;
   for (const Stage& stage : graph_->stages()) features += size_of(stage.shape);
   if (!has_opaque(*graph_) && cost_->by_block()) {
@@ -40,7 +44,8 @@ BatchGradient<T>::BatchGradient(std::shared_ptr<const Graph> graph, const Kernel
     if (chunked_)
       chunk_ = std::clamp(round_up((batch + kSlots - 1) / kSlots, kLanes), kLanes, kChunkSamples);
     else if (bytes * static_cast<double>(batch) > kPlanBytes)
-      chunk_ = std::min(batch, std::max(Index{512}, static_cast<Index>(kPlanBytes / bytes) / kLanes * kLanes));
+      chunk_ = std::min(
+          batch, std::max(Index{512}, static_cast<Index>(kPlanBytes / bytes) / kLanes * kLanes));
   }
   PlanOptions options;
   options.batch = chunk_;
@@ -48,7 +53,8 @@ BatchGradient<T>::BatchGradient(std::shared_ptr<const Graph> graph, const Kernel
   for (int i = 0; i < (chunked_ ? workers_ : 1); ++i)
     objectives_.push_back(std::make_unique<Objective<T>>(graph_, kernels_, options, cost_, target));
   if (!chunked_) return;
-  slots_.assign(at(std::min(kSlots, (batch + chunk_ - 1) / chunk_)), std::vector<T>(at(graph_->n_params())));
+  slots_.assign(at(std::min(kSlots, (batch + chunk_ - 1) / chunk_)),
+                std::vector<T>(at(graph_->n_params())));
   slot_loss_.resize(slots_.size());
   slot_bad_row_.resize(slots_.size());
 }
@@ -89,15 +95,17 @@ typename BatchGradient<T>::Result BatchGradient<T>::run(const Run<T>& run, const
 template <class T>
 typename BatchGradient<T>::Result BatchGradient<T>::run_tiles(const Run<T>& run, const Batch& batch,
                                                               const Worker& worker, double weight,
-                                                              bool check_finite, bool allow_non_finite) {
+                                                              bool check_finite,
+                                                              bool allow_non_finite) {
   Objective<T>& objective = *objectives_[0];
   const double scale = unit(weight);
   // Read now: after the last barrier of this step the leader selects the next batch.
   const Index count = batch.count;
   // Updating a layer as soon as its gradient is known saves a pass over the parameters, but cannot
   // be undone: only where nothing can stop the step after its first update, and the step is short.
-  const bool fused = run.updater && run.updater->fusable() && count <= chunk_ && !has_opaque(*graph_) &&
-                     !objective.plan().shares_parameters() && flops(count) < kFusedFlops;
+  const bool fused = run.updater && run.updater->fusable() && count <= chunk_ &&
+                     !has_opaque(*graph_) && !objective.plan().shares_parameters() &&
+                     flops(count) < kFusedFlops;
   Result result;
   result.weight = weight;
   Run<T> part = run;
@@ -123,9 +131,11 @@ typename BatchGradient<T>::Result BatchGradient<T>::run_tiles(const Run<T>& run,
 }
 
 template <class T>
-typename BatchGradient<T>::Result BatchGradient<T>::run_chunks(const Run<T>& run, const Batch& batch,
+typename BatchGradient<T>::Result BatchGradient<T>::run_chunks(const Run<T>& run,
+                                                               const Batch& batch,
                                                                const Worker& worker, double weight,
-                                                               bool check_finite, bool allow_non_finite) {
+                                                               bool check_finite,
+                                                               bool allow_non_finite) {
   const double scale = unit(weight);
   const Index chunks = (batch.count + chunk_ - 1) / chunk_;
   const Index slots = std::min(static_cast<Index>(slots_.size()), chunks);
@@ -180,10 +190,12 @@ typename BatchGradient<T>::Result BatchGradient<T>::run_chunks(const Run<T>& run
 }
 
 template <class T>
-void BatchGradient<T>::reduce_slots(T* dw, Index begin, Index n, Index slots, bool accumulate) const {
+void BatchGradient<T>::reduce_slots(T* dw, Index begin, Index n, Index slots,
+                                    bool accumulate) const {
   Index slot = 0;
   if (!accumulate) std::memcpy(dw + begin, slots_[at(slot++)].data() + begin, at(n) * sizeof(T));
-  for (; slot < slots; ++slot) kernels_.add(n, dw + begin, slots_[at(slot)].data() + begin, dw + begin);
+  for (; slot < slots; ++slot)
+    kernels_.add(n, dw + begin, slots_[at(slot)].data() + begin, dw + begin);
 }
 
 template class BatchGradient<float>;

@@ -10,9 +10,11 @@
 namespace gradstack {
 
 template <class T>
-TableCost<T>::TableCost(const std::string& name, std::vector<double> params, std::vector<T> class_weight,
-                        Reduction reduction)
-    : name_(name), id_(find_cost(name.c_str())), params_(std::move(params)),
+TableCost<T>::TableCost(const std::string& name, std::vector<double> params,
+                        std::vector<T> class_weight, Reduction reduction)
+    : name_(name),
+      id_(find_cost(name.c_str())),
+      params_(std::move(params)),
       class_weight_(std::move(class_weight)) {
   if (id_ < 0) throw std::invalid_argument("cost: '" + name + "' is not in the cost table");
   const CostInfo& info = cost_info(id_);
@@ -34,9 +36,11 @@ template <class T> void TableCost<T>::check_target(Index d, Index dy, bool label
   if (!class_weight_.empty() && static_cast<Index>(class_weight_.size()) != d)
     throw std::invalid_argument(where + "weight has " + std::to_string(class_weight_.size()) +
                                 " classes, ybar has " + std::to_string(d));
-  const bool takes_labels = info.target == TargetKind::kLabels || info.target == TargetKind::kLabelsOrDense;
+  const bool takes_labels =
+      info.target == TargetKind::kLabels || info.target == TargetKind::kLabelsOrDense;
   if (labels) {
-    if (!takes_labels) throw std::invalid_argument(where + "y holds labels, expected dense targets");
+    if (!takes_labels)
+      throw std::invalid_argument(where + "y holds labels, expected dense targets");
     return;
   }
   if (dy == 0) {
@@ -46,13 +50,16 @@ template <class T> void TableCost<T>::check_target(Index d, Index dy, bool label
   if (info.target == TargetKind::kLabels)
     throw std::invalid_argument(where + "y is dense, expected integer labels of shape (B,)");
   if (d != info.ybar_per_y * dy)
-    throw std::invalid_argument(where + "ybar has " + std::to_string(d) + " features per sample, y has " +
-                                std::to_string(dy) + ", expected " +
+    throw std::invalid_argument(where + "ybar has " + std::to_string(d) +
+                                " features per sample, y has " + std::to_string(dy) +
+                                ", expected " +
                                 (info.ybar_per_y == 1 ? "the same number" : "half as many"));
 }
 
 template <class T> double TableCost<T>::normaliser(std::int64_t label) const {
-  return class_weight_.empty() ? 1.0 : static_cast<double>(class_weight_[static_cast<std::size_t>(label)]);
+  return class_weight_.empty()
+             ? 1.0
+             : static_cast<double>(class_weight_[static_cast<std::size_t>(label)]);
 }
 
 // Element-wise costs average over their components: d / ybar_per_y of them.

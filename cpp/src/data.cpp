@@ -21,23 +21,37 @@ struct Half {
     return bits & 0x8000 ? -value : value;
   }
   explicit operator double() const { return static_cast<float>(*this); }
-  explicit operator std::int64_t() const { return static_cast<std::int64_t>(static_cast<float>(*this)); }
+  explicit operator std::int64_t() const {
+    return static_cast<std::int64_t>(static_cast<float>(*this));
+  }
 };
 
 // f(S{}) for the C++ type S behind a Scalar.
 template <class F> decltype(auto) visit(Scalar type, F&& f) {
   switch (type) {
-    case Scalar::Bool: case Scalar::U8: return f(std::uint8_t{});
-    case Scalar::I8: return f(std::int8_t{});
-    case Scalar::I16: return f(std::int16_t{});
-    case Scalar::I32: return f(std::int32_t{});
-    case Scalar::I64: return f(std::int64_t{});
-    case Scalar::U16: return f(std::uint16_t{});
-    case Scalar::U32: return f(std::uint32_t{});
-    case Scalar::U64: return f(std::uint64_t{});
-    case Scalar::F16: return f(Half{});
-    case Scalar::F32: return f(float{});
-    default: return f(double{});
+    case Scalar::Bool:
+    case Scalar::U8:
+      return f(std::uint8_t{});
+    case Scalar::I8:
+      return f(std::int8_t{});
+    case Scalar::I16:
+      return f(std::int16_t{});
+    case Scalar::I32:
+      return f(std::int32_t{});
+    case Scalar::I64:
+      return f(std::int64_t{});
+    case Scalar::U16:
+      return f(std::uint16_t{});
+    case Scalar::U32:
+      return f(std::uint32_t{});
+    case Scalar::U64:
+      return f(std::uint64_t{});
+    case Scalar::F16:
+      return f(Half{});
+    case Scalar::F32:
+      return f(float{});
+    default:
+      return f(double{});
   }
 }
 
@@ -47,7 +61,9 @@ template <class S> S read(const char* p) {  // memory-mapped columns need not be
   return value;
 }
 
-const char* row_begin(const RowSource& source, Index row) { return source.data + row * source.row_stride; }
+const char* row_begin(const RowSource& source, Index row) {
+  return source.data + row * source.row_stride;
+}
 
 }  // namespace
 
@@ -59,7 +75,8 @@ template <class T> void gather_row(const RowSource& source, Index row, T* out) {
   }
   visit(source.type, [&](auto zero) {
     using S = decltype(zero);
-    for (Index j = 0; j < source.cols; ++j) out[j] = static_cast<T>(read<S>(p + j * source.col_stride));
+    for (Index j = 0; j < source.cols; ++j)
+      out[j] = static_cast<T>(read<S>(p + j * source.col_stride));
   });
 }
 

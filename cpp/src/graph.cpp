@@ -10,14 +10,20 @@ namespace gradstack {
 namespace {
 
 constexpr std::array<const char*, 15> kKindNames = {
-    "input", "linear", "pointwise", "add",     "sub",         "mul",     "div",    "concat",
-    "slice", "reshape", "softmax",  "log_softmax", "dropout", "nearest", "opaque"};
+    "input", "linear",  "pointwise", "add",         "sub",     "mul",     "div",   "concat",
+    "slice", "reshape", "softmax",   "log_softmax", "dropout", "nearest", "opaque"};
 
 std::size_t arity(Kind kind) {
   switch (kind) {
-    case Kind::Input: return 0;
-    case Kind::Add: case Kind::Sub: case Kind::Mul: case Kind::Div: return 2;
-    default: return 1;
+    case Kind::Input:
+      return 0;
+    case Kind::Add:
+    case Kind::Sub:
+    case Kind::Mul:
+    case Kind::Div:
+      return 2;
+    default:
+      return 1;
   }
 }
 
@@ -95,8 +101,8 @@ void Graph::finish(const std::vector<std::string>& outputs) {
   finished_ = true;
 }
 
-// Passes over the stages in the order of addition, each placing those that are ready, so that a graph
-// built in order keeps its order.
+// Passes over the stages in the order of addition, each placing those that are ready, so that a
+// graph built in order keeps its order.
 void Graph::sort_topologically() {
   const std::size_t n = stages_.size();
   std::vector<std::size_t> order;
@@ -125,11 +131,12 @@ void Graph::sort_topologically() {
   for (std::size_t i = 0; i < n; ++i) stage_ids_[stages_[i].name] = static_cast<int>(i);
 }
 
-// A connection is there or not: blocks that share a weight agree about it, else which of its entries
-// may move would depend on the block that one looks at.
+// A connection is there or not: blocks that share a weight agree about it, else which of its
+// entries may move would depend on the block that one looks at.
 void Graph::check_masks() const {
   const auto all_ones = [](const Stage& stage) {
-    return !stage.mask || std::all_of(stage.mask->begin(), stage.mask->end(), [](std::uint8_t m) { return m != 0; });
+    return !stage.mask || std::all_of(stage.mask->begin(), stage.mask->end(),
+                                      [](std::uint8_t m) { return m != 0; });
   };
   std::vector<const Stage*> first(parameters_.size(), nullptr);
   for (const Stage& stage : stages_) {
@@ -218,11 +225,15 @@ void Graph::infer_shape(Stage& stage) const {
                       to_string(x) + " per sample");
   };
   switch (stage.kind) {
-    case Kind::Input: break;
+    case Kind::Input:
+      break;
     case Kind::Opaque:
       if (!stage.opaque) fail(stage, "an opaque block needs its function");
       break;
-    case Kind::Linear: case Kind::Nearest: infer_linear(stage, input(0)); break;
+    case Kind::Linear:
+    case Kind::Nearest:
+      infer_linear(stage, input(0));
+      break;
     case Kind::Pointwise: {
       stage.op_id = find_op(stage.op.c_str());
       if (stage.op_id < 0) fail(stage, "op: '" + stage.op + "' is not in the op table");
@@ -238,11 +249,15 @@ void Graph::infer_shape(Stage& stage) const {
         fail(stage, "p is " + std::to_string(stage.rate) + ", expected 0 <= p < 1");
       stage.shape = input(0);
       break;
-    case Kind::Softmax: case Kind::LogSoftmax:
+    case Kind::Softmax:
+    case Kind::LogSoftmax:
       one_axis(input(0));
       stage.shape = input(0);
       break;
-    case Kind::Add: case Kind::Sub: case Kind::Mul: case Kind::Div:
+    case Kind::Add:
+    case Kind::Sub:
+    case Kind::Mul:
+    case Kind::Div:
       if (input(0) != input(1))
         fail(stage, std::string(kind_name(stage.kind)) + " takes two variables of one shape, got " +
                         to_string(input(0)) + " and " + to_string(input(1)));

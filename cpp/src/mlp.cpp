@@ -9,7 +9,8 @@
 namespace gradstack {
 
 std::shared_ptr<const Graph> mlp(const std::vector<Index>& widths, const std::string& op) {
-  if (widths.size() < 2) throw std::invalid_argument("widths: expected the input's and at least one more");
+  if (widths.size() < 2)
+    throw std::invalid_argument("widths: expected the input's and at least one more");
   const int id = find_op(op.c_str());
   if (id < 0) throw std::invalid_argument("op: '" + op + "' is not in the op table");
   auto graph = std::make_shared<Graph>();
@@ -35,7 +36,8 @@ std::shared_ptr<const Graph> mlp(const std::vector<Index>& widths, const std::st
     pointwise.name = std::to_string(2 * i + 1);
     pointwise.inputs = {previous};
     pointwise.op = op;
-    for (int p = 0; p < op_info(id).n_params; ++p) pointwise.params.push_back(op_info(id).params[p].value);
+    for (int p = 0; p < op_info(id).n_params; ++p)
+      pointwise.params.push_back(op_info(id).params[p].value);
     graph->add(pointwise);
     previous = pointwise.name;
   }

@@ -29,13 +29,17 @@ template double total_weight(const Cost<double>&, const Batch&);
 template <class T>
 Objective<T>::Objective(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels,
                         PlanOptions options, std::shared_ptr<const Cost<T>> cost, TargetSpec target)
-    : cost_(std::move(cost)), target_(target), plan_(std::move(graph), kernels, std::move(options)),
-      output_(plan_.graph().outputs()[0]), direct_(plan_.graph().inputs().size(), 0) {
+    : cost_(std::move(cost)),
+      target_(target),
+      plan_(std::move(graph), kernels, std::move(options)),
+      output_(plan_.graph().outputs()[0]),
+      direct_(plan_.graph().inputs().size(), 0) {
   if (plan_.graph().outputs().size() != 1)
     throw std::invalid_argument("cost: a cost compares one output with y, the graph has " +
                                 std::to_string(plan_.graph().outputs().size()));
   if (plan_.chosen_prototype() && !cost_->by_block())
-    throw std::invalid_argument("cost: the nearest-neighbour model learns with a cost of the table");
+    throw std::invalid_argument(
+        "cost: the nearest-neighbour model learns with a cost of the table");
   const Index samples = plan_.blocks() * plan_.lanes();
   targets_ = arena_.allocate<T>(samples * target_.dy);
   target_rows_ = arena_.allocate<T>(samples * target_.dy);
@@ -79,7 +83,8 @@ void Objective<T>::load_block(const Batch& batch, Index block, bool check_finite
   const Index lanes = plan_.lanes(), begin = block * lanes, n = plan_.block_samples(block);
   block_bad_row_[at(block)] = -1;
   const auto check = [&](const RowSource& source, Index row) {
-    if (check_finite && first_non_finite<T>(source, row, row + 1) >= 0) block_bad_row_[at(block)] = row;
+    if (check_finite && first_non_finite<T>(source, row, row + 1) >= 0)
+      block_bad_row_[at(block)] = row;
   };
   for (Index i = begin; i < begin + n; ++i) {
     const Index row = batch.row(first_ + i);
@@ -110,8 +115,8 @@ template <class T> void Objective<T>::load_targets(const Batch& batch, Index blo
   if (target_.labels)
     std::fill(labels_ + begin + n, labels_ + begin + lanes, labels_[begin + n - 1]);
   else
-    plan_.kernels().rows_to_block(n, target_.dy, lanes, target_rows_ + begin * target_.dy, target_.dy,
-                                  targets_ + begin * target_.dy);
+    plan_.kernels().rows_to_block(n, target_.dy, lanes, target_rows_ + begin * target_.dy,
+                                  target_.dy, targets_ + begin * target_.dy);
 }
 
 template <class T> Variable<T>& Objective<T>::compared() {
@@ -160,17 +165,20 @@ template <class T> void Objective<T>::cost(const Run<T>& run, const Worker& work
     }
     double sum = 0;
     for (Index i = begin; i < begin + plan_.block_samples(block); ++i)
-      if (weights_[i] != T(0)) sum += static_cast<double>(weights_[i]) * static_cast<double>(losses_[i]);
+      if (weights_[i] != T(0))
+        sum += static_cast<double>(weights_[i]) * static_cast<double>(losses_[i]);
     block_loss_[at(block)] = sum;
   });
   worker.sync();
 }
 
 template <class T>
-void Objective<T>::weighted_backward(const Run<T>& run, const Worker& worker, const T* factor, T* dw, bool accumulate) {
+void Objective<T>::weighted_backward(const Run<T>& run, const Worker& worker, const T* factor,
+                                     T* dw, bool accumulate) {
   const Index count = plan_.count();
   worker.for_each(plan_.blocks(), [&](Index block) {
-    for (Index i = block * plan_.lanes(); i < std::min(count, (block + 1) * plan_.lanes()); ++i) scales_[i] *= factor[i];
+    for (Index i = block * plan_.lanes(); i < std::min(count, (block + 1) * plan_.lanes()); ++i)
+      scales_[i] *= factor[i];
   });
   worker.sync();
   cost(run, worker);
@@ -198,7 +206,8 @@ void Objective<T>::cost_curvature(const Run<T>& run, const Worker& worker, bool 
 template <class T> void Objective<T>::rows_of(const T* blocks, Index d, T* rows) const {
   const Index lanes = plan_.lanes();
   for (Index b = 0; b < plan_.blocks(); ++b)
-    plan_.kernels().block_to_rows(plan_.block_samples(b), d, lanes, blocks + b * lanes * d, rows + b * lanes * d, d, false);
+    plan_.kernels().block_to_rows(plan_.block_samples(b), d, lanes, blocks + b * lanes * d,
+                                  rows + b * lanes * d, d, false);
 }
 
 // Rows times the samples' scales; zero in the padding.
@@ -206,7 +215,8 @@ template <class T> void Objective<T>::scaled_blocks_of(const T* rows, Index d, T
   const Index lanes = plan_.lanes();
   for (Index i = 0; i < plan_.blocks() * lanes; ++i)
     for (Index j = 0; j < d; ++j)
-      blocks[(i / lanes * d + j) * lanes + i % lanes] = i < plan_.count() ? rows[i * d + j] * scales_[i] : T(0);
+      blocks[(i / lanes * d + j) * lanes + i % lanes] =
+          i < plan_.count() ? rows[i * d + j] * scales_[i] : T(0);
 }
 
 // A user's cost sees the rows of the whole batch at once.
@@ -215,8 +225,8 @@ template <class T> void Objective<T>::evaluate_rows(const Run<T>& run) {
   const Variable<T>& ybar = plan_.variable(output_);
   try {
     rows_of(ybar.value, ybar.d, rows_ybar_);
-    cost_->rows(plan_.count(), ybar.d, rows_ybar_, target_.dy, target_rows_, target_.labels ? labels_ : nullptr,
-                losses_, ybar.grad ? rows_grad_ : nullptr);
+    cost_->rows(plan_.count(), ybar.d, rows_ybar_, target_.dy, target_rows_,
+                target_.labels ? labels_ : nullptr, losses_, ybar.grad ? rows_grad_ : nullptr);
     if (ybar.grad) scaled_blocks_of(rows_grad_, ybar.d, ybar.grad);
   } catch (...) {
     if (!run.error) throw;
@@ -231,11 +241,13 @@ template <class T> void Objective<T>::curvature_rows(const Run<T>& run, bool gra
   try {
     rows_of(ybar.value, ybar.d, rows_ybar_);
     if (gradient) {
-      cost_->rows(plan_.count(), ybar.d, rows_ybar_, target_.dy, target_rows_, labels, losses_, rows_grad_);
+      cost_->rows(plan_.count(), ybar.d, rows_ybar_, target_.dy, target_rows_, labels, losses_,
+                  rows_grad_);
       scaled_blocks_of(rows_grad_, ybar.d, ybar.grad_tangent);
     }
     rows_of(ybar.tangent, ybar.d, rows_v_);
-    cost_->curvature_rows(plan_.count(), ybar.d, rows_ybar_, target_.dy, target_rows_, labels, rows_v_, rows_grad_);
+    cost_->curvature_rows(plan_.count(), ybar.d, rows_ybar_, target_.dy, target_rows_, labels,
+                          rows_v_, rows_grad_);
     scaled_blocks_of(rows_grad_, ybar.d, ybar.grad);
   } catch (...) {
     run.error->capture();

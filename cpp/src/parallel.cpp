@@ -35,11 +35,12 @@ int cgroup_cpus() {
     std::fclose(file);
   }
   if (quota <= 0 || period <= 0) return 0;
-  return std::max(1, static_cast<int>(std::ceil(static_cast<double>(quota) / static_cast<double>(period))));
+  return std::max(
+      1, static_cast<int>(std::ceil(static_cast<double>(quota) / static_cast<double>(period))));
 }
 
-constexpr int kSpins = 2000;           // about 50 us of pauses: longer than any phase should differ
-constexpr double kThreadFlops = 3e6;   // below this a second thread costs more than it brings
+constexpr int kSpins = 2000;          // about 50 us of pauses: longer than any phase should differ
+constexpr double kThreadFlops = 3e6;  // below this a second thread costs more than it brings
 
 }  // namespace
 
@@ -69,7 +70,8 @@ void TeamError::rethrow() {
 }
 
 Poll::Poll(std::function<bool()> interrupted, TeamError& error)
-    : interrupted_(std::move(interrupted)), error_(error),
+    : interrupted_(std::move(interrupted)),
+      error_(error),
       next_(Clock::now() + std::chrono::milliseconds(50)) {}
 
 void Poll::check() {

@@ -9,8 +9,11 @@ namespace gradstack {
 
 template <class T>
 Plan<T>::Plan(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels, PlanOptions options)
-    : graph_(std::move(graph)), kernels_(kernels), options_(std::move(options)),
-      lanes_(options_.batch == 1 ? 1 : kLanes), count_(options_.batch) {
+    : graph_(std::move(graph)),
+      kernels_(kernels),
+      options_(std::move(options)),
+      lanes_(options_.batch == 1 ? 1 : kLanes),
+      count_(options_.batch) {
   if (options_.jet_gradients || options_.jet_order > 1) options_.fuse = false;
   if (options_.batch < 1) throw std::invalid_argument("batch: expected at least one sample");
   options_.frozen.resize(graph_->parameters().size(), 0);
@@ -36,10 +39,12 @@ template <class T> Index Plan<T>::block_samples(Index block) const {
 }
 
 template <class T> bool Plan<T>::wants_dw(int parameter) const {
-  return parameter >= 0 && options_.gradients && options_.want_dw && !options_.frozen[index(parameter)];
+  return parameter >= 0 && options_.gradients && options_.want_dw &&
+         !options_.frozen[index(parameter)];
 }
 
-// Resolves views and counts consumers. A Linear consumed by one pointwise block alone is fused with it.
+// Resolves views and counts consumers. A Linear consumed by one pointwise block alone is fused with
+// it.
 template <class T> void Plan<T>::find_uses() {
   const auto& stages = graph_->stages();
   parameter_uses_.assign(graph_->parameters().size(), 0);
@@ -57,7 +62,8 @@ template <class T> void Plan<T>::find_uses() {
     if (stage.bias_id >= 0) ++parameter_uses_[index(stage.bias_id)];
   }
   for (int output : graph_->outputs()) ++uses_[index(base_[index(output)])];
-  shares_parameters_ = std::any_of(parameter_uses_.begin(), parameter_uses_.end(), [](int n) { return n > 1; });
+  shares_parameters_ =
+      std::any_of(parameter_uses_.begin(), parameter_uses_.end(), [](int n) { return n > 1; });
   if (!options_.fuse) return;
   for (std::size_t i = 0; i < stages.size(); ++i) {
     if (stages[i].kind != Kind::Pointwise) continue;
@@ -76,7 +82,8 @@ template <class T> void Plan<T>::find_wanted_gradients() {
   if (!options_.gradients) return;
   for (std::size_t i = 0; i < stages.size(); ++i) {
     const Stage& stage = stages[i];
-    bool wants = (stage.kind == Kind::Input && options_.want_dx) || static_cast<int>(i) == options_.want_stage;
+    bool wants = (stage.kind == Kind::Input && options_.want_dx) ||
+                 static_cast<int>(i) == options_.want_stage;
     wants = wants || wants_dw(stage.weight_id) || wants_dw(stage.bias_id);
     for (int input : stage.in) wants = wants || wants_grad_[index(base_[index(input)])];
     wants_grad_[i] = wants;
@@ -92,8 +99,9 @@ template <class T> void Plan<T>::find_tangents() {
   has_tangent_.assign(stages.size(), 0);
   if (options_.jet_order == 0) return;
   for (std::size_t i = 0; i < stages.size(); ++i) {
-    bool has = stages[i].kind == Kind::Input ? options_.input_tangents
-                                             : options_.parameter_tangents && stages[i].weight_id >= 0;
+    bool has = stages[i].kind == Kind::Input
+                   ? options_.input_tangents
+                   : options_.parameter_tangents && stages[i].weight_id >= 0;
     for (int input : stages[i].in) has = has || has_tangent_[index(base_[index(input)])];
     has_tangent_[i] = has;
   }
@@ -112,8 +120,10 @@ template <class T> void Plan<T>::allocate() {
     if (base_[i] != static_cast<int>(i)) continue;
     if (const int fused = fused_pointwise_[i]; fused >= 0) {
       const Variable<T>& z = variables_[index(fused)];
-      const bool overwrite_s = !options_.gradients || kernels_.pointwise[graph_->stage(fused).op_id].has_d1_from_z;
-      v.value = overwrite_s && options_.jet_order == 0 ? z.value : arena_.allocate<T>(samples * v.d);
+      const bool overwrite_s =
+          !options_.gradients || kernels_.pointwise[graph_->stage(fused).op_id].has_d1_from_z;
+      v.value =
+          overwrite_s && options_.jet_order == 0 ? z.value : arena_.allocate<T>(samples * v.d);
       v.grad = z.grad;
       v.tangent = z.tangent;
       continue;
@@ -171,7 +181,8 @@ template <class T> void Plan<T>::build_linear_specs() {
     spec.make_rows = first && stages[in].kind != Kind::Input;
     spec.make_jet_rows = first && variables_[in].tangent_rows;
     // The sole consumer of a fused pair multiplies by h' while its tile of dZ is in cache.
-    if (stages[in].kind == Kind::Pointwise && fused_away_[in] && uses_[in] == 1 && variables_[in].grad) {
+    if (stages[in].kind == Kind::Pointwise && fused_away_[in] && uses_[in] == 1 &&
+        variables_[in].grad) {
       LinearSpec<T>& below = *linear_[index(base_[index(stages[in].in[0])])];
       spec.producer = &below;
       below.consumer_applies_derivative = true;
@@ -186,7 +197,8 @@ template <class T> void Plan<T>::build_blocks() {
   std::vector<char> written(stages.size(), 0), parameter_written(graph_->parameters().size(), 0);
   for (int output : graph_->outputs()) written[index(base_[index(output)])] = 1;
   const int last = graph_->outputs()[0];
-  if (options_.gradients && graph_->outputs().size() == 1 && graph_->stage(base_[index(last)]).kind == Kind::Nearest) {
+  if (options_.gradients && graph_->outputs().size() == 1 &&
+      graph_->stage(base_[index(last)]).kind == Kind::Nearest) {
     const Stage& nearest = graph_->stage(base_[index(last)]);
     chosen_ = std::make_unique<Variable<T>>();
     chosen_->d = graph_->parameter(nearest.weight_id).shape[1];
@@ -203,7 +215,8 @@ template <class T>
 std::unique_ptr<Block<T>> Plan<T>::make_block(int id, std::vector<char>& written,
                                               std::vector<char>& parameter_written) {
   const Stage& stage = graph_->stage(id);
-  if (stage.kind == Kind::Input || stage.kind == Kind::Reshape || fused_away_[index(id)]) return nullptr;
+  if (stage.kind == Kind::Input || stage.kind == Kind::Reshape || fused_away_[index(id)])
+    return nullptr;
   const Geometry<T> geometry{this, &kernels_};
   Variable<T>* out = &variables_[index(id)];
   std::vector<In<T>> in;
@@ -226,17 +239,25 @@ std::unique_ptr<Block<T>> Plan<T>::make_block(int id, std::vector<char>& written
       spec.accumulate_db = writes_again(stage.bias_id);
       return make_linear<T>(geometry, &spec, arena_);
     }
-    case Kind::Pointwise: return make_pointwise<T>(geometry, in[0], out, {stage.op_id, stage.params.data()});
-    case Kind::Concat: return make_concat<T>(geometry, in, out);
-    case Kind::Slice: return make_slice<T>(geometry, in[0], stage.begin, out);
-    case Kind::Softmax: case Kind::LogSoftmax:
+    case Kind::Pointwise:
+      return make_pointwise<T>(geometry, in[0], out, {stage.op_id, stage.params.data()});
+    case Kind::Concat:
+      return make_concat<T>(geometry, in, out);
+    case Kind::Slice:
+      return make_slice<T>(geometry, in[0], stage.begin, out);
+    case Kind::Softmax:
+    case Kind::LogSoftmax:
       return make_softmax<T>(geometry, in[0], out, stage.kind == Kind::LogSoftmax, arena_);
-    case Kind::Dropout: return make_dropout<T>(geometry, in[0], out, stage.rate, id);
+    case Kind::Dropout:
+      return make_dropout<T>(geometry, in[0], out, stage.rate, id);
     case Kind::Nearest:
-      return make_nearest<T>(geometry, in[0], out, chosen_.get(), &graph_->parameter(stage.weight_id),
-                             stage.weight_id, wants_dw(stage.weight_id), writes_again(stage.weight_id), arena_);
-    case Kind::Opaque: return make_opaque<T>(geometry, in[0], out, stage.opaque.get(), arena_);
-    default: return make_binary<T>(geometry, stage.kind, in[0], in[1], out);
+      return make_nearest<T>(geometry, in[0], out, chosen_.get(),
+                             &graph_->parameter(stage.weight_id), stage.weight_id,
+                             wants_dw(stage.weight_id), writes_again(stage.weight_id), arena_);
+    case Kind::Opaque:
+      return make_opaque<T>(geometry, in[0], out, stage.opaque.get(), arena_);
+    default:
+      return make_binary<T>(geometry, stage.kind, in[0], in[1], out);
   }
 }
 
@@ -258,8 +279,8 @@ template <class T> void Plan<T>::forward(const Run<T>& run, const Worker& worker
     for (int input : graph_->inputs()) {
       const Variable<T>& v = variables_[index(input)];
       worker.for_each(blocks(), [&](Index b) {
-        kernels_.rows_to_block(block_samples(b), v.d, lanes_, v.rows + b * lanes_ * v.ld_rows, v.ld_rows,
-                               v.value + b * v.d * lanes_);
+        kernels_.rows_to_block(block_samples(b), v.d, lanes_, v.rows + b * lanes_ * v.ld_rows,
+                               v.ld_rows, v.value + b * v.d * lanes_);
       });
     }
   }
@@ -316,24 +337,29 @@ void Plan<T>::per_sample_gradients(const Run<T>& run, const Worker& worker, T* r
     const Parameter& p = graph_->parameters()[i];
     worker.for_each(count_, [&](Index s) { std::fill_n(rows + s * ld + p.offset, p.size, T(0)); });
   }
-  backward_each(run, worker, [&](Block<T>& block) { block.per_sample_gradients(worker, rows, ld); });
+  backward_each(run, worker,
+                [&](Block<T>& block) { block.per_sample_gradients(worker, rows, ld); });
 }
 
 template <class T>
 void Plan<T>::per_sample_squared_norms(const Run<T>& run, const Worker& worker, T* norms) {
   if (worker.leader()) std::fill_n(norms, count_, T(0));
-  backward_each(run, worker, [&](Block<T>& block) { block.per_sample_squared_norms(worker, norms); });
+  backward_each(run, worker,
+                [&](Block<T>& block) { block.per_sample_squared_norms(worker, norms); });
 }
 
 template <class T>
-void Plan<T>::per_sample_products(const Run<T>& run, const Worker& worker, const T* v, T* products) {
+void Plan<T>::per_sample_products(const Run<T>& run, const Worker& worker, const T* v,
+                                  T* products) {
   if (worker.leader()) std::fill_n(products, count_, T(0));
-  backward_each(run, worker, [&](Block<T>& block) { block.per_sample_products(worker, v, products); });
+  backward_each(run, worker,
+                [&](Block<T>& block) { block.per_sample_products(worker, v, products); });
 }
 
 template <class T>
 void Plan<T>::per_sample_squares(const Run<T>& run, const Worker& worker, T* sum, bool accumulate) {
-  backward_each(run, worker, [&](Block<T>& block) { block.per_sample_squares(worker, sum, accumulate); });
+  backward_each(run, worker,
+                [&](Block<T>& block) { block.per_sample_squares(worker, sum, accumulate); });
 }
 
 template class Plan<float>;

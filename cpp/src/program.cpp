@@ -27,13 +27,22 @@ template <class T> Run<T> make_run(const T* w, CallOptions options, TeamError* e
 }  // namespace
 
 template <class T>
-Linearization<T>::Linearization(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels, const T* w,
-                                const std::vector<RowSource>& x, Index count, bool tangents,
-                                CallOptions options)
-    : plan_(graph, kernels, {.batch = count, .fuse = true, .gradients = true, .want_dx = true, .want_dw = true,
-                             .jet_order = tangents ? 1 : 0, .parameter_tangents = tangents, .frozen = {}}),
-      options_(options), w_(w, w + graph->n_params()),
-      workers_(threads_for(flops_per_sample(*graph) * static_cast<double>(count), options.threads)) {
+Linearization<T>::Linearization(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels,
+                                const T* w, const std::vector<RowSource>& x, Index count,
+                                bool tangents, CallOptions options)
+    : plan_(graph, kernels,
+            {.batch = count,
+             .fuse = true,
+             .gradients = true,
+             .want_dx = true,
+             .want_dw = true,
+             .jet_order = tangents ? 1 : 0,
+             .parameter_tangents = tangents,
+             .frozen = {}}),
+      options_(options),
+      w_(w, w + graph->n_params()),
+      workers_(
+          threads_for(flops_per_sample(*graph) * static_cast<double>(count), options.threads)) {
   // A pullback belongs to its own point: it must not see what the caller does to x afterwards.
   for (std::size_t i = 0; i < x.size(); ++i) {
     x_.emplace_back(at(count * x[i].cols));
@@ -71,38 +80,45 @@ void Linearization<T>::vjp(const std::vector<const T*>& dys, const std::vector<T
   call([&](const Worker& worker) {
     for (std::size_t i = 0; i < dys.size(); ++i) {
       Variable<T>& v = plan_.variable(graph().outputs()[i]);
-      worker.for_each(plan_.blocks(), [&](Index b) { block_in(plan_, dys[i], v.d, b, v.grad, v.d, 1, again[i] != 0); });
+      worker.for_each(plan_.blocks(), [&](Index b) {
+        block_in(plan_, dys[i], v.d, b, v.grad, v.d, 1, again[i] != 0);
+      });
     }
     worker.sync();
     plan_.backward(run_, worker);
     for (std::size_t i = 0; i < dxs.size(); ++i) {
       if (!dxs[i]) continue;
       const Variable<T>& v = plan_.variable(graph().inputs()[i]);
-      worker.for_each(plan_.blocks(), [&](Index b) { block_out(plan_, v.grad, v.d, b, dxs[i], v.d); });
+      worker.for_each(plan_.blocks(),
+                      [&](Index b) { block_out(plan_, v.grad, v.d, b, dxs[i], v.d); });
     }
   });
 }
 
 template <class T>
-void Linearization<T>::jvp(const std::vector<const T*>& dxs, const T* dw, const std::vector<T*>& dys) {
+void Linearization<T>::jvp(const std::vector<const T*>& dxs, const T* dw,
+                           const std::vector<T*>& dys) {
   run_.tangent_w = dw;
   call([&](const Worker& worker) {
     for (std::size_t i = 0; i < dxs.size(); ++i) {
       Variable<T>& v = plan_.variable(graph().inputs()[i]);
-      worker.for_each(plan_.blocks(), [&](Index b) { block_in(plan_, dxs[i], v.d, b, v.tangent, v.d); });
+      worker.for_each(plan_.blocks(),
+                      [&](Index b) { block_in(plan_, dxs[i], v.d, b, v.tangent, v.d); });
     }
     worker.sync();
     plan_.push(run_, worker);
     for (std::size_t i = 0; i < dys.size(); ++i) {
       const Variable<T>& v = plan_.variable(graph().outputs()[i]);
-      worker.for_each(plan_.blocks(), [&](Index b) { block_out(plan_, v.tangent, v.d, b, dys[i], v.d); });
+      worker.for_each(plan_.blocks(),
+                      [&](Index b) { block_out(plan_, v.tangent, v.d, b, dys[i], v.d); });
     }
   });
 }
 
 template <class T>
 Program<T>::Program(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels)
-    : graph_(std::move(graph)), kernels_(kernels),
+    : graph_(std::move(graph)),
+      kernels_(kernels),
       whole_batch_(std::any_of(graph_->stages().begin(), graph_->stages().end(),
                                [](const Stage& s) { return s.kind == Kind::Opaque; })) {}
 
@@ -139,14 +155,18 @@ void Program<T>::forward(const T* w, const std::vector<RowSource>& x, Index coun
   // Plans of one capacity serve every batch size above 1: blocks are the same.
   const Index capacity = whole_batch_ ? count : count == 1 ? 1 : kChunk;
   const int workers =
-      count == 1 ? 1 : threads_for(flops_per_sample(*graph_) * static_cast<double>(count), options.threads);
+      count == 1
+          ? 1
+          : threads_for(flops_per_sample(*graph_) * static_cast<double>(count), options.threads);
   TeamError error;
   std::vector<std::unique_ptr<Plan<T>>> plans;
   for (int i = 0; i < (chunks > 1 ? workers : 1); ++i) plans.push_back(acquire(capacity));
   const auto copy_outputs = [&](Plan<T>& plan, const Worker& worker, Index first) {
     for (std::size_t i = 0; i < outs.size(); ++i) {
       const Variable<T>& v = plan.variable(graph_->outputs()[i]);
-      worker.for_each(plan.blocks(), [&](Index b) { block_out(plan, v.value, v.d, b, outs[i] + first * v.d, v.d); });
+      worker.for_each(plan.blocks(), [&](Index b) {
+        block_out(plan, v.value, v.d, b, outs[i] + first * v.d, v.d);
+      });
     }
   };
   Run<T> run = make_run(w, options, &error);
@@ -173,9 +193,11 @@ void Program<T>::forward(const T* w, const std::vector<RowSource>& x, Index coun
 template <class T>
 double Program<T>::value_and_grad(const T* w, const Batch& batch, TargetSpec target,
                                   std::shared_ptr<const Cost<T>> cost, T* dw, CallOptions options) {
-  const int workers = batch.count == 1 ? 1
-                                       : threads_for(3 * flops_per_sample(*graph_) * static_cast<double>(batch.count),
-                                                     options.threads);
+  const int workers =
+      batch.count == 1
+          ? 1
+          : threads_for(3 * flops_per_sample(*graph_) * static_cast<double>(batch.count),
+                        options.threads);
   std::unique_ptr<BatchGradient<T>> gradient;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -185,8 +207,8 @@ double Program<T>::value_and_grad(const T* w, const Batch& batch, TargetSpec tar
       gradient = std::move(gradient_);
   }
   if (!gradient)
-    gradient = std::make_unique<BatchGradient<T>>(graph_, kernels_, cost, target, batch.count, workers,
-                                                  std::vector<char>{});
+    gradient = std::make_unique<BatchGradient<T>>(graph_, kernels_, cost, target, batch.count,
+                                                  workers, std::vector<char>{});
   TeamError error;
   Run<T> run = make_run(w, options, &error);
   run.dw = dw;
@@ -213,8 +235,9 @@ double Program<T>::evaluate(const T* w, const Batch& data, TargetSpec target,
   const bool whole = whole_batch_ || !cost->by_block();
   const Index chunk = whole ? data.count : std::min(data.count, kChunk);
   const Index chunks = (data.count + chunk - 1) / chunk;
-  const int workers = std::min(static_cast<int>(chunks),
-                               threads_for(flops_per_sample(*graph_) * static_cast<double>(data.count), options.threads));
+  const int workers = std::min(
+      static_cast<int>(chunks),
+      threads_for(flops_per_sample(*graph_) * static_cast<double>(data.count), options.threads));
   const double weight = total_weight(*cost, data);
   std::vector<std::unique_ptr<Objective<T>>> objectives;
   PlanOptions plan;

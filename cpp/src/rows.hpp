@@ -35,8 +35,8 @@ void block_out(const Plan<T>& plan, const T* blocks, Index d, Index block, T* ro
 // Rows (null: zeros) into one block whose padding lanes become zero; entries of a row lie `step`
 // apart.
 template <class T>
-void block_in(const Plan<T>& plan, const T* rows, Index d, Index block, T* blocks, Index ld, Index step = 1,
-              bool accumulate = false) {
+void block_in(const Plan<T>& plan, const T* rows, Index d, Index block, T* blocks, Index ld,
+              Index step = 1, bool accumulate = false) {
   const Index lanes = plan.lanes(), n = plan.block_samples(block);
   for (Index j = 0; j < d; ++j)
     for (Index l = 0; l < lanes; ++l) {

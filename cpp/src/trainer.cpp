@@ -12,22 +12,27 @@ template <class T>
 Trainer<T>::Trainer(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels,
                     std::shared_ptr<const Cost<T>> cost, std::shared_ptr<Optimizer<T>> optimizer,
                     std::vector<char> frozen)
-    : graph_(std::move(graph)), kernels_(kernels), cost_(std::move(cost)),
-      optimizer_(std::move(optimizer)), frozen_(std::move(frozen)),
+    : graph_(std::move(graph)),
+      kernels_(kernels),
+      cost_(std::move(cost)),
+      optimizer_(std::move(optimizer)),
+      frozen_(std::move(frozen)),
       updater_(*graph_, kernels_, *optimizer_, frozen_),
       dw_(static_cast<std::size_t>(graph_->n_params())) {}
 
 template <class T> int Trainer<T>::workers_for(Index batch, int requested) const {
   // A single sample never pays for a barrier.
   if (batch == 1) return 1;
-  return threads_for(6.0 * static_cast<double>(graph_->n_params()) * static_cast<double>(batch), requested);
+  return threads_for(6.0 * static_cast<double>(graph_->n_params()) * static_cast<double>(batch),
+                     requested);
 }
 
 template <class T>
 BatchGradient<T>& Trainer<T>::gradient_for(Index batch, TargetSpec target, int workers) {
   if (!gradient_ || gradient_batch_ != batch || gradient_->workers() != workers ||
       gradient_target_.dy != target.dy || gradient_target_.labels != target.labels) {
-    gradient_ = std::make_unique<BatchGradient<T>>(graph_, kernels_, cost_, target, batch, workers, frozen_);
+    gradient_ = std::make_unique<BatchGradient<T>>(graph_, kernels_, cost_, target, batch, workers,
+                                                   frozen_);
     gradient_batch_ = batch;
     gradient_target_ = target;
   }
@@ -35,8 +40,8 @@ BatchGradient<T>& Trainer<T>::gradient_for(Index batch, TargetSpec target, int w
 }
 
 template <class T>
-double Trainer<T>::step(T* w, const Batch& batch, TargetSpec target, double lr, int threads, bool train,
-                        std::uint64_t seed) {
+double Trainer<T>::step(T* w, const Batch& batch, TargetSpec target, double lr, int threads,
+                        bool train, std::uint64_t seed) {
   const int workers = workers_for(batch.count, threads);
   BatchGradient<T>& gradient = gradient_for(batch.count, target, workers);
   typename BatchGradient<T>::Result result;
@@ -73,20 +78,25 @@ void Trainer<T>::begin(T* w, const Batch& data, TargetSpec target, const FitOpti
   batch_ = data_;
   target_ = target;
   options_ = options;
-  if (options_.batch_size <= 0 || options_.batch_size > data.count) options_.batch_size = data.count;
+  if (options_.batch_size <= 0 || options_.batch_size > data.count)
+    options_.batch_size = data.count;
   position = Position{};
   order_epoch_ = -1;
-  order_.resize(options_.shuffle && options_.batch_size < data.count ? static_cast<std::size_t>(data.count) : 0);
+  order_.resize(options_.shuffle && options_.batch_size < data.count
+                    ? static_cast<std::size_t>(data.count)
+                    : 0);
 }
 
 template <class T> Index Trainer<T>::steps_per_epoch() const {
-  return options_.batch_size > 0 ? (data_.count + options_.batch_size - 1) / options_.batch_size : 0;
+  return options_.batch_size > 0 ? (data_.count + options_.batch_size - 1) / options_.batch_size
+                                 : 0;
 }
 
 // Selects the samples of the next step. A full batch needs no order.
 template <class T> void Trainer<T>::open_step() {
   if (!order_.empty() && order_epoch_ != position.epoch) {
-    permutation(options_.seed, static_cast<std::uint64_t>(position.epoch), data_.count, order_.data());
+    permutation(options_.seed, static_cast<std::uint64_t>(position.epoch), data_.count,
+                order_.data());
     order_epoch_ = position.epoch;
   }
   batch_.index = order_.empty() ? nullptr : order_.data();
@@ -95,9 +105,11 @@ template <class T> void Trainer<T>::open_step() {
 }
 
 template <class T>
-void Trainer<T>::close_step(const typename BatchGradient<T>::Result& result, std::vector<double>& finished) {
+void Trainer<T>::close_step(const typename BatchGradient<T>::Result& result,
+                            std::vector<double>& finished) {
   last_loss = result.loss;
-  position.loss_sum += cost_->reduction() == Reduction::Mean ? result.loss * result.weight : result.loss;
+  position.loss_sum +=
+      cost_->reduction() == Reduction::Mean ? result.loss * result.weight : result.loss;
   position.weight_sum += result.weight;
   ++position.step;
   if (++position.step_in_epoch < steps_per_epoch()) return;
@@ -119,7 +131,8 @@ template <class T> void Trainer<T>::fail(const typename BatchGradient<T>::Result
 }
 
 template <class T>
-std::vector<double> Trainer<T>::run(const double* lrs, Index n, const std::function<bool()>& interrupted) {
+std::vector<double> Trainer<T>::run(const double* lrs, Index n,
+                                    const std::function<bool()>& interrupted) {
   if (!w_) throw std::invalid_argument("run: begin() comes first");
   const int workers = workers_for(options_.batch_size, options_.threads);
   BatchGradient<T>& gradient = gradient_for(options_.batch_size, target_, workers);
@@ -146,7 +159,8 @@ std::vector<double> Trainer<T>::run(const double* lrs, Index n, const std::funct
         run.step = position.step;
       }
       worker.sync();
-      const auto result = gradient.run(run, batch_, worker, options_.check_finite, options_.allow_non_finite);
+      const auto result =
+          gradient.run(run, batch_, worker, options_.check_finite, options_.allow_non_finite);
       if (worker.leader()) {
         last = result;
         complete = result.updated;

@@ -24,7 +24,10 @@ int weight_decay_index(int rule) {
 template <class T>
 Optimizer<T>::Optimizer(const std::string& rule, std::vector<double> hyper, Index n_params,
                         OptimizerOptions options)
-    : rule_(find_rule(rule.c_str())), hyper_(std::move(hyper)), n_params_(n_params), options_(options) {
+    : rule_(find_rule(rule.c_str())),
+      hyper_(std::move(hyper)),
+      n_params_(n_params),
+      options_(options) {
   if (rule_ < 0) throw std::invalid_argument("rule: '" + rule + "' is not an update rule");
   const UpdateInfo& info = rule_info(rule_);
   if (static_cast<int>(hyper_.size()) != info.n_hyper)
@@ -33,7 +36,8 @@ Optimizer<T>::Optimizer(const std::string& rule, std::vector<double> hyper, Inde
   hyper_.resize(kMaxHyper, 0.0);
   state_.resize(static_cast<std::size_t>(info.n_state * n_params_));
   scalars_.assign(kMaxUpdateScalars, 0.0);
-  for (int i = 0; i < info.n_scalars; ++i) scalars_[static_cast<std::size_t>(i)] = info.scalars[i].value;
+  for (int i = 0; i < info.n_scalars; ++i)
+    scalars_[static_cast<std::size_t>(i)] = info.scalars[i].value;
   for (int i = 0; i < info.n_state; ++i)
     std::fill_n(state(i), n_params_, static_cast<T>(rule_state_init(rule_, hyper_.data(), i)));
 }
@@ -102,8 +106,8 @@ template <class T> void Updater<T>::apply(int parameter, Index offset, Index n, 
   };
   T* w = w_ + p.offset + offset;
   if (!masks_[id]) return update(0, n, w);
-  // Weight decay would move a masked weight though its gradient is zero: update a copy and take over
-  // the connected ones.
+  // Weight decay would move a masked weight though its gradient is zero: update a copy and take
+  // over the connected ones.
   const std::uint8_t* mask = masks_[id]->data() + offset;
   T moved[kMaskedPart];
   for (Index at = 0; at < n; at += kMaskedPart) {
@@ -139,7 +143,8 @@ template <class T> void Updater<T>::clip_norm(const Worker& worker, T* g) {
     Index begin, n;
     piece_range(piece, &begin, &n);
     double sum = 0;
-    for (Index i = begin; i < begin + n; ++i) sum += static_cast<double>(g[i]) * static_cast<double>(g[i]);
+    for (Index i = begin; i < begin + n; ++i)
+      sum += static_cast<double>(g[i]) * static_cast<double>(g[i]);
     piece_norms_[static_cast<std::size_t>(piece)] = sum;
   });
   worker.sync();

@@ -39,6 +39,7 @@ from gradstack._trainer import Trainer
 from gradstack.functional import apply, jvp, value_and_grad, vjp
 
 if TYPE_CHECKING:
+    from gradstack._gradcheck import gradcheck
     from gradstack.interop import export_onnx, from_torch
     from gradstack.io import load, save
 
@@ -51,11 +52,12 @@ def show_config() -> dict[str, Any]:
     return config
 
 
-# Needed only by those who save, load or convert: not worth everybody's import time.
+# Needed only by those who save, load, convert or check: not worth everybody's import time.
 _LAZY = {
     "save": "gradstack.io",
     "load": "gradstack.io",
     "from_torch": "gradstack.interop",
+    "gradcheck": "gradstack._gradcheck",
     "export_onnx": "gradstack.interop",
 }
 
@@ -95,6 +97,7 @@ __all__ = [
     "from_torch",
     "ggn",
     "ggnvp",
+    "gradcheck",
     "hessian",
     "hessian_x",
     "hvp",

@@ -40,6 +40,72 @@ class _Cost(Protocol):
     def gradient(
         self, ybar: _Array, y: _Array | None, sample_weight: _Array | None = ...
     ) -> _Array: ...
+    def curvature(
+        self,
+        ybar: _Array,
+        y: _Array | None,
+        v: _Array,
+        sample_weight: _Array | None = ...,
+    ) -> _Array: ...
+
+class _Jacobian(Protocol):
+    def evaluate(
+        self, w: _Array, xs: Sequence[_Array], out: _Array | None = ..., threads: int = ...
+    ) -> _Array: ...
+
+class _PerSample(Protocol):
+    def gradients(
+        self,
+        w: _Array,
+        xs: Sequence[_Array],
+        y: _Array | None,
+        out: _Array | None = ...,
+        threads: int = ...,
+    ) -> _Array: ...
+    def norms(
+        self, w: _Array, xs: Sequence[_Array], y: _Array | None, threads: int = ...
+    ) -> _Array: ...
+    def clipped(
+        self,
+        w: _Array,
+        xs: Sequence[_Array],
+        y: _Array | None,
+        max_norm: float,
+        threads: int = ...,
+    ) -> _Array: ...
+    def fisher_diagonal(
+        self, w: _Array, xs: Sequence[_Array], y: _Array | None, threads: int = ...
+    ) -> _Array: ...
+    def fisher_product(
+        self,
+        w: _Array,
+        xs: Sequence[_Array],
+        y: _Array | None,
+        v: _Array,
+        threads: int = ...,
+    ) -> _Array: ...
+
+class _Curvature(Protocol):
+    def product(
+        self,
+        w: _Array,
+        xs: Sequence[_Array],
+        y: _Array | None,
+        v: _Array,
+        sample_weight: _Array | None = ...,
+        threads: int = ...,
+    ) -> _Array: ...
+
+class _InputDerivatives(Protocol):
+    def values(self) -> _Array: ...
+    def directional(self) -> tuple[_Array, _Array | None]: ...
+    def hessian(self) -> _Array: ...
+    def pullback(
+        self,
+        dy: _Array | None = ...,
+        djac: _Array | None = ...,
+        ddiag: _Array | None = ...,
+    ) -> tuple[_Array, _Array]: ...
 
 class _Linearization(Protocol):
     @property
@@ -174,6 +240,12 @@ class _Typed:
     def Trainer(
         self, graph: Graph, cost: _Cost, optimizer: _Optimizer, *, frozen: Sequence[str] = ...
     ) -> _Trainer: ...
+    def Jacobian(self, graph: Graph, wrt: Any, output: int = ...) -> _Jacobian: ...
+    def PerSample(self, graph: Graph, cost: _Cost) -> _PerSample: ...
+    def Curvature(self, graph: Graph, cost: _Cost, kind: str) -> _Curvature: ...
+    def InputDerivatives(
+        self, graph: Graph, w: _Array, x: _Array, order: int, threads: int = ...
+    ) -> _InputDerivatives: ...
     def evaluate(
         self,
         program: _Program,

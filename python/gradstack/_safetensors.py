@@ -100,13 +100,13 @@ def write(
             "data_offsets": [begin, end],
         }
         begin = end
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    if len(text) > _MAX_HEADER:
-        raise ValueError(f"the header has {len(text)} bytes, the format allows {_MAX_HEADER}")
+    head = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    if len(head) > _MAX_HEADER:
+        raise ValueError(f"the header has {len(head)} bytes, the format allows {_MAX_HEADER}")
     with atomic_file(path) as file:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
+        file.write(len(head).to_bytes(8, "little"))
+        file.write(head)
         for name in order:
             if arrays[name].size:
                 file.write(arrays[name].reshape(-1).view(np.uint8).data)
@@ -226,7 +226,7 @@ def _parse_entry(name: str, entry: object) -> _Entry:
 def _read_tensor(file: BinaryIO, entry: _Entry) -> _Array:
     array: _Array = np.empty(entry.shape, _DTYPES[entry.dtype])
     if array.size:
-        data = memoryview(array.reshape(-1).view(np.uint8))
+        data = array.reshape(-1).view(np.uint8).data
         while data:
             count = file.readinto(data)  # type: ignore[attr-defined]
             if not count:

@@ -20,7 +20,8 @@ std::atomic<long> allocations{0};
 void* counted(std::size_t bytes, std::size_t alignment) {
   allocations.fetch_add(1, std::memory_order_relaxed);
   void* p = nullptr;
-  if (posix_memalign(&p, alignment < sizeof(void*) ? sizeof(void*) : alignment, bytes > 0 ? bytes : 1) != 0)
+  if (posix_memalign(&p, alignment < sizeof(void*) ? sizeof(void*) : alignment,
+                     bytes > 0 ? bytes : 1) != 0)
     throw std::bad_alloc();
   return p;
 }
@@ -68,7 +69,8 @@ TEST_CASE_TEMPLATE("forward and backward allocate nothing", T, float, double) {
         options.want_dx = true;
         gradstack::Plan<T> plan(graph, best_kernels<T>(), options);
         for (std::size_t i = 0; i < xs.size(); ++i)
-          plan.bind_input(i, xs[i].data(), gradstack::size_of(graph->stage(graph->inputs()[i]).shape));
+          plan.bind_input(i, xs[i].data(),
+                          gradstack::size_of(graph->stage(graph->inputs()[i]).shape));
         std::vector<T> dw(w.size());
         gradstack::TeamError error;
         gradstack::Run<T> run;
@@ -82,7 +84,9 @@ TEST_CASE_TEMPLATE("forward and backward allocate nothing", T, float, double) {
           });
         };
         pass();  // the OpenMP runtime makes its threads
-        CHECK(allocations_of([&] { for (int i = 0; i < 3; ++i) pass(); }) == 0);
+        CHECK(allocations_of([&] {
+                for (int i = 0; i < 3; ++i) pass();
+              }) == 0);
       }
 }
 
@@ -111,7 +115,8 @@ TEST_CASE_TEMPLATE("a training step allocates nothing", T, float, double) {
 TEST_CASE("predictions allocate nothing that grows with the data") {
   const auto graph = gradstack::mlp({17, 33, 5}, "tanh");
   const std::vector<float> w = cast<float>(random_parameters(*graph, 1));
-  const std::vector<double> x = random_values(2000 * 17, 2);  // of another type: gathered row by row
+  const std::vector<double> x =
+      random_values(2000 * 17, 2);  // of another type: gathered row by row
   std::vector<float> y(2000 * 5);
   gradstack::Program<float> program(graph, best_kernels<float>());
   const auto predict = [&](Index count) {

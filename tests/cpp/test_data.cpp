@@ -21,7 +21,8 @@ double half_value(std::uint16_t bits) {
   const double sign = bits >> 15 ? -1 : 1;
   const int exponent = (bits >> 10) % 32;
   const double fraction = bits % 1024;
-  if (exponent == 31) return fraction == 0 ? sign * std::numeric_limits<double>::infinity() : std::nan("");
+  if (exponent == 31)
+    return fraction == 0 ? sign * std::numeric_limits<double>::infinity() : std::nan("");
   if (exponent == 0) return sign * fraction / 16777216.0;  // 2^-24
   double value = sign * (1 + fraction / 1024);
   for (int e = exponent; e < 15; ++e) value /= 2;
@@ -43,7 +44,8 @@ template <> constexpr Scalar scalar_code<float>() { return Scalar::F32; }
 template <> constexpr Scalar scalar_code<double>() { return Scalar::F64; }
 
 template <class S> S extreme(Index i) {
-  const S values[] = {S(0), S(1), std::numeric_limits<S>::max(), std::numeric_limits<S>::lowest(), S(17), S(3)};
+  const S values[] = {S(0),  S(1), std::numeric_limits<S>::max(), std::numeric_limits<S>::lowest(),
+                      S(17), S(3)};
   return values[i % 6];
 }
 
@@ -55,9 +57,9 @@ template <class S, class T> void check_layouts() {
   struct Layout {
     Index row, col;
   };
-  const Layout layouts[] = {{kCols * s, s},     {10 * s, 2 * s}, {s, kRows * s}, {-kCols * s, s},
-                            {kCols * s, -s},    {0, s},          {s, 0},         {-s, -kRows * s},
-                            {10 * s + 1, s + 2}};
+  const Layout layouts[] = {{kCols * s, s},  {10 * s, 2 * s},  {s, kRows * s},
+                            {-kCols * s, s}, {kCols * s, -s},  {0, s},
+                            {s, 0},          {-s, -kRows * s}, {10 * s + 1, s + 2}};
   for (const Layout& layout : layouts)
     for (const Index shift : {0, 1}) {
       std::vector<char> memory(400, 0x55);
@@ -95,7 +97,11 @@ template <class T> void check_all_types() {
 }
 
 template <class S> RowSource column(const std::vector<S>& values) {
-  return {reinterpret_cast<const char*>(values.data()), static_cast<Index>(values.size()), 1, sizeof(S), sizeof(S),
+  return {reinterpret_cast<const char*>(values.data()),
+          static_cast<Index>(values.size()),
+          1,
+          sizeof(S),
+          sizeof(S),
           scalar_code<S>()};
 }
 
@@ -112,9 +118,12 @@ TEST_CASE("doubles become floats, the too large ones infinity") {
   for (std::size_t i = 0; i < values.size(); ++i) {
     float out = -1;
     gradstack::gather_row(column(values), static_cast<Index>(i), &out);
-    if (std::isnan(values[i])) CHECK(std::isnan(out));
-    else if (std::abs(values[i]) > 1e38 * 3.5) CHECK(out == std::copysign(HUGE_VALF, static_cast<float>(values[i])));
-    else CHECK(std::abs(static_cast<double>(out) - values[i]) <= 6e-8 * std::abs(values[i]) + 1e-45);
+    if (std::isnan(values[i]))
+      CHECK(std::isnan(out));
+    else if (std::abs(values[i]) > 1e38 * 3.5)
+      CHECK(out == std::copysign(HUGE_VALF, static_cast<float>(values[i])));
+    else
+      CHECK(std::abs(static_cast<double>(out) - values[i]) <= 6e-8 * std::abs(values[i]) + 1e-45);
   }
 }
 
@@ -140,7 +149,8 @@ TEST_CASE("all values of half precision") {
       wrong += negative_zero && !(std::signbit(f32[i]) && std::signbit(f64[i]));
     }
     const Index row = static_cast<Index>(i);
-    wrong += (gradstack::first_non_finite<float>(source, row, row + 1) == row) != !std::isfinite(expected);
+    wrong += (gradstack::first_non_finite<float>(source, row, row + 1) == row) !=
+             !std::isfinite(expected);
   }
   CHECK(wrong == 0);
 }
@@ -150,7 +160,8 @@ TEST_CASE("labels from any integer column") {
     using S = decltype(zero);
     const std::vector<S> labels = {S(0), S(3), S(100), S(7)};
     for (std::size_t i = 0; i < labels.size(); ++i)
-      CHECK(gradstack::label_at(column(labels), static_cast<Index>(i)) == static_cast<std::int64_t>(labels[i]));
+      CHECK(gradstack::label_at(column(labels), static_cast<Index>(i)) ==
+            static_cast<std::int64_t>(labels[i]));
   };
   check(std::int8_t{});
   check(std::int16_t{});
@@ -188,7 +199,8 @@ TEST_CASE("the first row that is not finite") {
   CHECK(gradstack::first_non_finite<float>(column(large), 1, 4) == 2);
   CHECK(gradstack::first_non_finite<double>(column(large), 0, 4) == -1);
   const std::vector<float> huge(4, 3e38F);
-  CHECK(gradstack::first_non_finite<float>(gradstack::rows_of(huge.data(), 1, Index{4}), 0, 1) == -1);
+  CHECK(gradstack::first_non_finite<float>(gradstack::rows_of(huge.data(), 1, Index{4}), 0, 1) ==
+        -1);
   const std::vector<std::uint64_t> integers(4, std::numeric_limits<std::uint64_t>::max());
   CHECK(gradstack::first_non_finite<float>(column(integers), 0, 4) == -1);
 }

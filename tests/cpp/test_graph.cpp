@@ -44,7 +44,9 @@ std::string complaint(const Stage& stage, const Shape& x = {6}, const Shape& w =
   return "";
 }
 
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
 
 Stage linear_stage(const std::string& weight, const std::string& bias = "") {
   Stage stage = block(Kind::Linear, "fc", {"x"});
@@ -109,7 +111,8 @@ TEST_CASE("cycles and dangling inputs name the block") {
 
   Graph self;
   self.add(pointwise("ouroboros", "ouroboros"));
-  CHECK_THROWS_WITH_AS(self.finish({"ouroboros"}), doctest::Contains("[ouroboros]"), std::invalid_argument);
+  CHECK_THROWS_WITH_AS(self.finish({"ouroboros"}), doctest::Contains("[ouroboros]"),
+                       std::invalid_argument);
 
   const std::string dangling = complaint(pointwise("head", "nowhere"));
   CHECK(contains(dangling, "[head]"));
@@ -119,11 +122,13 @@ TEST_CASE("cycles and dangling inputs name the block") {
 TEST_CASE("names are unique and outputs exist") {
   Graph graph;
   graph.add(block(Kind::Input, "x", {}, {3}));
-  CHECK_THROWS_WITH_AS(graph.add(block(Kind::Input, "x", {}, {4})), doctest::Contains("[x]"), std::invalid_argument);
+  CHECK_THROWS_WITH_AS(graph.add(block(Kind::Input, "x", {}, {4})), doctest::Contains("[x]"),
+                       std::invalid_argument);
   CHECK_THROWS_AS(graph.add(block(Kind::Input, "", {}, {4})), std::invalid_argument);
   graph.parameter("w", {2, 2});
   CHECK_THROWS_WITH_AS(graph.parameter("w", {2}), doctest::Contains("'w'"), std::invalid_argument);
-  CHECK_THROWS_WITH_AS(graph.parameter("v", {2, 0}), doctest::Contains("'v'"), std::invalid_argument);
+  CHECK_THROWS_WITH_AS(graph.parameter("v", {2, 0}), doctest::Contains("'v'"),
+                       std::invalid_argument);
   CHECK_THROWS_AS(graph.finish({}), std::invalid_argument);
   CHECK_THROWS_WITH_AS(graph.finish({"y"}), doctest::Contains("'y'"), std::invalid_argument);
   graph.finish({"x"});
@@ -147,7 +152,8 @@ TEST_CASE("parameters are views into one vector, in the order declared") {
 
 TEST_CASE("Linear checks its shapes") {
   CHECK(complaint(linear_stage("w")) == "");
-  const auto wrong = [](const Stage& stage, const Shape& x, const Shape& w, const std::string& detail) {
+  const auto wrong = [](const Stage& stage, const Shape& x, const Shape& w,
+                        const std::string& detail) {
     const std::string text = complaint(stage, x, w);
     CAPTURE(text);
     CHECK(contains(text, "[fc]"));
@@ -188,7 +194,8 @@ TEST_CASE("every other shape mismatch names its block") {
     wrong(block(kind, "z", {"x"}), {2, 3});
     wrong(block(kind, "z", {"x"}), {});
   }
-  for (const auto& [begin, end] : std::vector<std::pair<Index, Index>>{{-1, 2}, {2, 7}, {3, 3}, {4, 2}}) {
+  for (const auto& [begin, end] :
+       std::vector<std::pair<Index, Index>>{{-1, 2}, {2, 7}, {3, 3}, {4, 2}}) {
     Stage slice = block(Kind::Slice, "z", {"x"});
     slice.begin = begin;
     slice.end = end;
@@ -222,7 +229,8 @@ TEST_CASE("every other shape mismatch names its block") {
 TEST_CASE("blocks that no output depends on are dropped, after they were checked") {
   Net net;
   const std::string x = net.input({4}), idle = net.input({2});
-  const std::string a = net.linear(x, 3), dead = net.linear(a, 5), deader = net.pointwise(dead, "tanh");
+  const std::string a = net.linear(x, 3), dead = net.linear(a, 5),
+                    deader = net.pointwise(dead, "tanh");
   const std::string y = net.binary(Kind::Add, a, net.pointwise(a, "relu"));
   for (unsigned seed = 0; seed < 10; ++seed) {
     const auto graph = net.finish({y, a}, seed);
@@ -237,7 +245,8 @@ TEST_CASE("blocks that no output depends on are dropped, after they were checked
     for (std::size_t i = 0; i < graph->stages().size(); ++i) {
       const Stage& stage = graph->stages()[i];
       CHECK(graph->find(stage.name) == static_cast<int>(i));
-      for (std::size_t k = 0; k < stage.in.size(); ++k) CHECK(graph->stage(stage.in[k]).name == stage.inputs[k]);
+      for (std::size_t k = 0; k < stage.in.size(); ++k)
+        CHECK(graph->stage(stage.in[k]).name == stage.inputs[k]);
     }
   }
   Graph wrong;

@@ -19,8 +19,8 @@ using gradstack::NonFiniteLoss;
 
 namespace {
 
-// After the run was stopped somewhere: the state is that after position.step whole steps, and goes on
-// as if nothing had happened.
+// After the run was stopped somewhere: the state is that after position.step whole steps, and goes
+// on as if nothing had happened.
 template <class T> void check_whole_steps(const Plot& p, Training<T>& training) {
   const std::int64_t done = training.trainer.position.step;
   Training<T> undisturbed(p, 1);
@@ -44,8 +44,8 @@ class FailingCost final : public gradstack::Cost<float> {
   mutable int calls = 0;
   void check_target(Index, Index, bool) const override {}
   bool by_block() const override { return false; }
-  void rows(Index count, Index d, const float* ybar, Index, const float* y, const std::int64_t*, float* loss,
-            float* grad) const override {
+  void rows(Index count, Index d, const float* ybar, Index, const float* y, const std::int64_t*,
+            float* loss, float* grad) const override {
     if (calls++ == fail_at) throw Custom("cost");
     for (Index i = 0; i < count * d; ++i) {
       const float e = ybar[i] - y[i];
@@ -60,10 +60,18 @@ class FailingBlock final : public gradstack::OpaqueFunction {
  public:
   int fail_at = -1;
   mutable int calls = 0;
-  void forward(Index n, Index d, Index, const float* x, float* y) const override { std::copy(x, x + n * d, y); }
-  void forward(Index n, Index d, Index, const double* x, double* y) const override { std::copy(x, x + n * d, y); }
-  void vjp(Index n, Index d, Index, const float*, const float* dy, float* dx) const override { pull(n * d, dy, dx); }
-  void vjp(Index n, Index d, Index, const double*, const double* dy, double* dx) const override { pull(n * d, dy, dx); }
+  void forward(Index n, Index d, Index, const float* x, float* y) const override {
+    std::copy(x, x + n * d, y);
+  }
+  void forward(Index n, Index d, Index, const double* x, double* y) const override {
+    std::copy(x, x + n * d, y);
+  }
+  void vjp(Index n, Index d, Index, const float*, const float* dy, float* dx) const override {
+    pull(n * d, dy, dx);
+  }
+  void vjp(Index n, Index d, Index, const double*, const double* dy, double* dx) const override {
+    pull(n * d, dy, dx);
+  }
   void jvp(Index, Index, Index, const float*, const float*, float*) const override {}
   void jvp(Index, Index, Index, const double*, const double*, double*) const override {}
 
@@ -89,7 +97,8 @@ template <class T> std::string message_of(Training<T>& training, Index steps) {
 TEST_CASE("an interruption at any moment leaves whole steps") {
   Net net;
   const std::string x = net.input({300});
-  const Schedule long_step{"long step", net.finish({net.linear(net.pointwise(net.linear(x, 560), "relu"), 3)}), 1000};
+  const Schedule long_step{
+      "long step", net.finish({net.linear(net.pointwise(net.linear(x, 560), "relu"), 3)}), 1000};
   std::vector<Schedule> schedules = all_schedules(0.2);
   schedules.push_back(long_step);
   for (const Schedule& schedule : schedules)
@@ -113,7 +122,8 @@ TEST_CASE("what the poll throws comes out") {
   for (const int threads : {1, 3}) {
     Training<double> training(p, threads);
     training.begin();
-    CHECK_THROWS_WITH_AS(training.run(1 << 20, []() -> bool { throw Custom("poll"); }), "poll", Custom);
+    CHECK_THROWS_WITH_AS(training.run(1 << 20, []() -> bool { throw Custom("poll"); }), "poll",
+                         Custom);
     check_whole_steps(p, training);
   }
 }
@@ -171,7 +181,8 @@ TEST_CASE("rows that are not finite are named, before the step that would use th
         std::vector<float>& values = in_y ? training.data.y : training.data.x;
         float& bad = values[values.size() / at(p.samples) * at(row) + 1];
         const float good = bad;
-        bad = in_y ? std::numeric_limits<float>::infinity() : std::numeric_limits<float>::quiet_NaN();
+        bad =
+            in_y ? std::numeric_limits<float>::infinity() : std::numeric_limits<float>::quiet_NaN();
         CHECK_THROWS_AS(training.run(3), std::invalid_argument);
         const std::string message = message_of(training, 3);
         CAPTURE(message);
@@ -189,7 +200,8 @@ TEST_CASE("single steps are taken back as well") {
   Training<double> training(p, 2);
   gradstack::Batch batch = training.data.batch(false, true);
   const auto step = [&] {
-    return training.trainer.step(training.w.data(), batch, training.data.target(false), 0.01, 2, true, 1);
+    return training.trainer.step(training.w.data(), batch, training.data.target(false), 0.01, 2,
+                                 true, 1);
   };
   step();
   const auto before = training.state();
@@ -230,9 +242,10 @@ TEST_CASE("errors of the user's code come out, and the step is taken back") {
       // The same in single steps on the user's batch.
       block->fail_at = block->calls;
       const auto before = training.state();
-      CHECK_THROWS_WITH_AS(training.trainer.step(training.w.data(), training.data.batch(false, true),
-                                                 training.data.target(false), 0.01, threads, true, 1),
-                           "vjp", Custom);
+      CHECK_THROWS_WITH_AS(
+          training.trainer.step(training.w.data(), training.data.batch(false, true),
+                                training.data.target(false), 0.01, threads, true, 1),
+          "vjp", Custom);
       CHECK(training.state() == before);
       block->fail_at = -1;
 

@@ -1,6 +1,6 @@
 // The generic kernels with 64-byte vectors, lowered by the compiler to whatever this machine has:
-// the tails, packings and tile shapes of AVX-512 are tested everywhere. The kernel tests run it next
-// to the real units (kernel_cases.hpp).
+// the tails, packings and tile shapes of AVX-512 are tested everywhere. The kernel tests run it
+// next to the real units (kernel_cases.hpp).
 #define GRADSTACK_UNIT wide
 #define GRADSTACK_VEC_BYTES 64
 

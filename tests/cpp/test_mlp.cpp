@@ -18,7 +18,8 @@ TEST_CASE("mlp: blocks and names as in a Sequential") {
   for (const Stage& stage : graph->stages()) stages.push_back(stage.name);
   for (const gradstack::Parameter& p : graph->parameters()) parameters.push_back(p.name);
   CHECK(stages == std::vector<std::string>{"x", "0", "1", "2", "3", "4"});
-  CHECK(parameters == std::vector<std::string>{"0.weight", "0.bias", "2.weight", "2.bias", "4.weight", "4.bias"});
+  CHECK(parameters ==
+        std::vector<std::string>{"0.weight", "0.bias", "2.weight", "2.bias", "4.weight", "4.bias"});
   CHECK(graph->parameter(0).shape == Shape{256, 784});
   CHECK(graph->n_params() == 784 * 256 + 256 + 256 * 128 + 128 + 128 * 10 + 10);
   CHECK(graph->stage(graph->outputs()[0]).kind == Kind::Linear);
@@ -30,13 +31,16 @@ TEST_CASE("mlp: blocks and names as in a Sequential") {
 }
 
 TEST_CASE("mlp: what cannot be built is refused") {
-  CHECK_THROWS_WITH_AS(gradstack::mlp({3}, "relu"), doctest::Contains("widths"), std::invalid_argument);
-  CHECK_THROWS_WITH_AS(gradstack::mlp({3, 2}, "tan"), doctest::Contains("'tan'"), std::invalid_argument);
+  CHECK_THROWS_WITH_AS(gradstack::mlp({3}, "relu"), doctest::Contains("widths"),
+                       std::invalid_argument);
+  CHECK_THROWS_WITH_AS(gradstack::mlp({3, 2}, "tan"), doctest::Contains("'tan'"),
+                       std::invalid_argument);
   CHECK_THROWS_AS(gradstack::mlp({3, 0, 2}, "relu"), std::invalid_argument);
   CHECK_THROWS_AS(gradstack::mlp({0, 2}, "relu"), std::invalid_argument);
 }
 
-TEST_CASE_TEMPLATE("initial parameters are uniform in +-1/sqrt(in), weights and biases", T, float, double) {
+TEST_CASE_TEMPLATE("initial parameters are uniform in +-1/sqrt(in), weights and biases", T, float,
+                   double) {
   const auto graph = gradstack::mlp({100, 400, 50}, "tanh");
   const std::vector<T> w = gradstack::initial_parameters<T>(*graph, 7);
   CHECK(static_cast<Index>(w.size()) == graph->n_params());

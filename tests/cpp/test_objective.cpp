@@ -29,14 +29,16 @@ struct Recipe {
   Reduction reduction = Reduction::Mean;
 };
 
-Dual sample_loss(const Recipe& recipe, const std::vector<Dual>& ybar, const double* y, std::int64_t label) {
+Dual sample_loss(const Recipe& recipe, const std::vector<Dual>& ybar, const double* y,
+                 std::int64_t label) {
   Dual total(0);
   if (recipe.cost == "CrossEntropyLoss") {
     for (const Dual& s : ybar) total = total + exponential(s);
     const Dual loss = logarithm(total) - ybar[at(label)];
     return recipe.class_weight.empty() ? loss : loss * Dual(recipe.class_weight[at(label)]);
   }
-  for (std::size_t j = 0; j < ybar.size(); ++j) total = total + (ybar[j] - Dual(y[j])) * (ybar[j] - Dual(y[j]));
+  for (std::size_t j = 0; j < ybar.size(); ++j)
+    total = total + (ybar[j] - Dual(y[j])) * (ybar[j] - Dual(y[j]));
   const bool mean = recipe.cost == "MSELoss" && recipe.reduction == Reduction::Mean;
   return mean ? total / Dual(static_cast<Real>(ybar.size())) : total;
 }
@@ -49,8 +51,11 @@ struct Point {
   Outputs out;
 
   Point(std::shared_ptr<const Graph> g, Index count)
-      : graph(std::move(g)), data(*graph, count, 3), w(random_parameters(*graph, 1)),
-        dw(random_values(graph->n_params(), 2)), out(interpret(*graph, w, {data.x}, count, {}, dw)) {}
+      : graph(std::move(g)),
+        data(*graph, count, 3),
+        w(random_parameters(*graph, 1)),
+        dw(random_values(graph->n_params(), 2)),
+        out(interpret(*graph, w, {data.x}, count, {}, dw)) {}
 };
 
 // The average (or sum) over the samples, and its derivative along dw.
@@ -62,11 +67,13 @@ Dual oracle_loss(const Recipe& recipe, const Point& point) {
   Real norm = 0;
   for (std::size_t i = 0; i < at(data.count); ++i) {
     std::vector<Dual> ybar;
-    for (std::size_t j = i * d; j < (i + 1) * d; ++j) ybar.emplace_back(out.values[0][j], out.tangents[0][j]);
+    for (std::size_t j = i * d; j < (i + 1) * d; ++j)
+      ybar.emplace_back(out.values[0][j], out.tangents[0][j]);
     const std::int64_t label = data.labels[i];
     const Real weight = recipe.weighted ? static_cast<Real>(data.weight[i]) : 1;
     sum = sum + Dual(weight) * sample_loss(recipe, ybar, &data.y[i * d], label);
-    norm += weight * (recipe.class_weight.empty() ? 1 : static_cast<Real>(recipe.class_weight[at(label)]));
+    norm += weight *
+            (recipe.class_weight.empty() ? 1 : static_cast<Real>(recipe.class_weight[at(label)]));
   }
   return recipe.reduction == Reduction::Sum ? sum : sum / Dual(norm);
 }
@@ -74,8 +81,9 @@ Dual oracle_loss(const Recipe& recipe, const Point& point) {
 template <class T> void check_dtype(const Recipe& recipe, const Point& point, bool all_kernels) {
   const Dual expected = oracle_loss(recipe, point);
   const DataSet<T> data(*point.graph, point.data.count, 3);
-  const auto cost = make_cost<T>(recipe.cost, recipe.labels ? std::vector{0.0} : std::vector<double>{},
-                                 cast<T>(recipe.class_weight), recipe.reduction);
+  const auto cost =
+      make_cost<T>(recipe.cost, recipe.labels ? std::vector{0.0} : std::vector<double>{},
+                   cast<T>(recipe.class_weight), recipe.reduction);
   const std::vector<T> weights = cast<T>(point.w);
   for (const Kernels<T>* kernels : gradstack::available_kernels<T>()) {
     if (!all_kernels && kernels != &best_kernels<T>()) continue;
@@ -83,13 +91,15 @@ template <class T> void check_dtype(const Recipe& recipe, const Point& point, bo
     std::vector<T> gradient(weights.size(), T(-9)), again(weights.size());
     const Batch batch = data.batch(recipe.labels, recipe.weighted);
     const auto target = data.target(recipe.labels);
-    const double loss = program.value_and_grad(weights.data(), batch, target, cost, gradient.data(), {.threads = 1});
+    const double loss = program.value_and_grad(weights.data(), batch, target, cost, gradient.data(),
+                                               {.threads = 1});
     const double scale = std::max<double>(1, std::abs(static_cast<double>(expected.value)));
     CHECK(std::abs(loss - static_cast<double>(expected.value)) < 100 * epsilon<T>() * scale);
     Inner inner;
     inner.add(gradient, point.dw);
     CHECK(inner.template error<T>(expected.tangent) < 300);
-    CHECK(program.value_and_grad(weights.data(), batch, target, cost, again.data(), {.threads = 3}) == loss);
+    CHECK(program.value_and_grad(weights.data(), batch, target, cost, again.data(),
+                                 {.threads = 3}) == loss);
     CHECK(same_bits(gradient, again));
     const double value = program.evaluate(weights.data(), batch, target, cost, {.threads = 1});
     CHECK(std::abs(value - static_cast<double>(expected.value)) < 100 * epsilon<T>() * scale);
@@ -121,7 +131,8 @@ template <class T> class RowsCost final : public Cost<T> {
   mutable Index samples = 0;
   void check_target(Index, Index, bool) const override {}
   bool by_block() const override { return false; }
-  void rows(Index count, Index d, const T* ybar, Index, const T* y, const std::int64_t*, T* loss, T* grad) const override {
+  void rows(Index count, Index d, const T* ybar, Index, const T* y, const std::int64_t*, T* loss,
+            T* grad) const override {
     samples = count;
     if (fail) throw std::domain_error("the user's own");
     for (Index i = 0; i < count; ++i) {
@@ -140,7 +151,8 @@ TEST_CASE("loss and gradient under every schedule") {
   for (const Schedule& schedule : all_schedules()) {
     CAPTURE(schedule.name);
     const Point point(schedule.graph, schedule.batch);
-    for (const Recipe& recipe : kRecipes) check_recipe(recipe, point, schedule.graph->n_params() < 10000);
+    for (const Recipe& recipe : kRecipes)
+      check_recipe(recipe, point, schedule.graph->n_params() < 10000);
   }
   for (const Schedule& schedule : all_schedules(0, true)) {
     CAPTURE(schedule.name);
@@ -178,21 +190,24 @@ TEST_CASE("a user's cost is one of the table's") {
       const gradstack::CallOptions options{.threads = threads};
       const Batch batch = data.batch(false, true);
       Values expected(w.size()), gradient(w.size());
-      const double loss = program.value_and_grad(w.data(), batch, data.target(false), make_cost<double>("SquaredError"),
-                                                 expected.data(), options);
-      CHECK(program.value_and_grad(w.data(), batch, data.target(false), own, gradient.data(), options) ==
-            doctest::Approx(loss).epsilon(1e-13));
+      const double loss =
+          program.value_and_grad(w.data(), batch, data.target(false),
+                                 make_cost<double>("SquaredError"), expected.data(), options);
+      CHECK(program.value_and_grad(w.data(), batch, data.target(false), own, gradient.data(),
+                                   options) == doctest::Approx(loss).epsilon(1e-13));
       CHECK(worst_error(gradient, expected) < 100);
       CHECK(own->samples == schedule.batch);
-      CHECK(program.evaluate(w.data(), batch, data.target(false), own, options) == doctest::Approx(loss).epsilon(1e-13));
-      own->fail = true;
-      CHECK_THROWS_WITH_AS(
-          program.value_and_grad(w.data(), batch, data.target(false), own, gradient.data(), options),
-          "the user's own", std::domain_error);
-      CHECK_THROWS_AS(program.evaluate(w.data(), batch, data.target(false), own, options), std::domain_error);
-      own->fail = false;
-      CHECK(program.value_and_grad(w.data(), batch, data.target(false), own, gradient.data(), options) ==
+      CHECK(program.evaluate(w.data(), batch, data.target(false), own, options) ==
             doctest::Approx(loss).epsilon(1e-13));
+      own->fail = true;
+      CHECK_THROWS_WITH_AS(program.value_and_grad(w.data(), batch, data.target(false), own,
+                                                  gradient.data(), options),
+                           "the user's own", std::domain_error);
+      CHECK_THROWS_AS(program.evaluate(w.data(), batch, data.target(false), own, options),
+                      std::domain_error);
+      own->fail = false;
+      CHECK(program.value_and_grad(w.data(), batch, data.target(false), own, gradient.data(),
+                                   options) == doctest::Approx(loss).epsilon(1e-13));
     }
   }
 }
@@ -204,8 +219,8 @@ TEST_CASE("a batch without weight has neither loss nor gradient") {
     const std::vector<float> w = cast<float>(random_parameters(*schedule.graph, 1));
     std::vector<float> gradient(w.size(), 9.0F);
     Program<float> program(schedule.graph, best_kernels<float>());
-    CHECK(program.value_and_grad(w.data(), data.batch(false, true), data.target(false), make_cost<float>("SquaredError"),
-                                 gradient.data(), {}) == 0);
+    CHECK(program.value_and_grad(w.data(), data.batch(false, true), data.target(false),
+                                 make_cost<float>("SquaredError"), gradient.data(), {}) == 0);
     CHECK(std::all_of(gradient.begin(), gradient.end(), [](float g) { return g == 0; }));
   }
 }
@@ -234,9 +249,12 @@ TEST_CASE("the normaliser of the average") {
     class_weights += of_class[data.labels[i]];
     both += data.weight[i] * of_class[data.labels[i]];
   }
-  CHECK(gradstack::total_weight(*plain, data.batch(false, true)) == doctest::Approx(weights).epsilon(1e-14));
-  CHECK(gradstack::total_weight(*classes, data.batch(true, false)) == doctest::Approx(class_weights).epsilon(1e-14));
-  CHECK(gradstack::total_weight(*classes, data.batch(true, true)) == doctest::Approx(both).epsilon(1e-14));
+  CHECK(gradstack::total_weight(*plain, data.batch(false, true)) ==
+        doctest::Approx(weights).epsilon(1e-14));
+  CHECK(gradstack::total_weight(*classes, data.batch(true, false)) ==
+        doctest::Approx(class_weights).epsilon(1e-14));
+  CHECK(gradstack::total_weight(*classes, data.batch(true, true)) ==
+        doctest::Approx(both).epsilon(1e-14));
   // Of the samples selected.
   Batch part = data.batch(false, true);
   const Index order[] = {4, 4, 8, 1, 2};
@@ -251,6 +269,7 @@ TEST_CASE("a cost compares one output") {
   Net net;
   const std::string x = net.input({3}), y = net.linear(x, 2);
   const auto graph = net.finish({y, net.pointwise(y, "tanh")});
-  CHECK_THROWS_WITH_AS(gradstack::Objective<float>(graph, best_kernels<float>(), {}, make_cost<float>("SquaredError"), {2, false}),
+  CHECK_THROWS_WITH_AS(gradstack::Objective<float>(graph, best_kernels<float>(), {},
+                                                   make_cost<float>("SquaredError"), {2, false}),
                        doctest::Contains("2"), std::invalid_argument);
 }

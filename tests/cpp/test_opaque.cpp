@@ -30,12 +30,26 @@ class Products final : public gradstack::OpaqueFunction {
   mutable Index samples = 0;
   std::string fail;
 
-  void forward(Index n, Index d, Index out, const float* x, float* y) const override { value(n, d, out, x, y); }
-  void forward(Index n, Index d, Index out, const double* x, double* y) const override { value(n, d, out, x, y); }
-  void vjp(Index n, Index d, Index out, const float* x, const float* dy, float* dx) const override { pull(n, d, out, x, dy, dx); }
-  void vjp(Index n, Index d, Index out, const double* x, const double* dy, double* dx) const override { pull(n, d, out, x, dy, dx); }
-  void jvp(Index n, Index d, Index out, const float* x, const float* dx, float* dy) const override { push(n, d, out, x, dx, dy); }
-  void jvp(Index n, Index d, Index out, const double* x, const double* dx, double* dy) const override { push(n, d, out, x, dx, dy); }
+  void forward(Index n, Index d, Index out, const float* x, float* y) const override {
+    value(n, d, out, x, y);
+  }
+  void forward(Index n, Index d, Index out, const double* x, double* y) const override {
+    value(n, d, out, x, y);
+  }
+  void vjp(Index n, Index d, Index out, const float* x, const float* dy, float* dx) const override {
+    pull(n, d, out, x, dy, dx);
+  }
+  void vjp(Index n, Index d, Index out, const double* x, const double* dy,
+           double* dx) const override {
+    pull(n, d, out, x, dy, dx);
+  }
+  void jvp(Index n, Index d, Index out, const float* x, const float* dx, float* dy) const override {
+    push(n, d, out, x, dx, dy);
+  }
+  void jvp(Index n, Index d, Index out, const double* x, const double* dx,
+           double* dy) const override {
+    push(n, d, out, x, dx, dy);
+  }
 
  private:
   void enter(const char* call, Index n) const {
@@ -80,8 +94,8 @@ struct Twins {
       Net net;
       const std::string x = net.input({4}), h = net.pointwise(net.linear(x, 7), "tanh");
       const std::string turned = net.concat({net.slice(h, 1, 7), net.slice(h, 0, 1)});
-      const std::string z = hidden ? net.opaque(h, 5, products)
-                                   : net.slice(net.binary(Kind::Mul, h, turned), 0, 5);
+      const std::string z =
+          hidden ? net.opaque(h, 5, products) : net.slice(net.binary(Kind::Mul, h, turned), 0, 5);
       const std::string y = net.binary(Kind::Add, net.linear(z, 3), net.linear(h, 3));
       (hidden ? opaque : transparent) = net.finish({y});
     }
@@ -90,9 +104,12 @@ struct Twins {
 
 // All there is to ask of a graph at a point, in one row.
 template <class T>
-std::vector<T> ask(const std::shared_ptr<const Graph>& graph, const Kernels<T>& kernels, Index count, int threads) {
-  const std::vector<T> w = cast<T>(random_parameters(*graph, 1)), dw = cast<T>(random_values(graph->n_params(), 2));
-  const std::vector<T> x = cast<T>(random_values(count * 4, 3)), dx = cast<T>(random_values(count * 4, 4));
+std::vector<T> ask(const std::shared_ptr<const Graph>& graph, const Kernels<T>& kernels,
+                   Index count, int threads) {
+  const std::vector<T> w = cast<T>(random_parameters(*graph, 1)),
+                       dw = cast<T>(random_values(graph->n_params(), 2));
+  const std::vector<T> x = cast<T>(random_values(count * 4, 3)),
+                       dx = cast<T>(random_values(count * 4, 4));
   const std::vector<T> u = cast<T>(random_values(count * 3, 5));
   const CallOptions options{.threads = threads};
   std::vector<T> y(u.size()), dy(u.size()), gx(x.size()), gw(w.size());
@@ -124,20 +141,24 @@ TEST_CASE("what an opaque block throws comes out unchanged, and nothing hangs") 
   const auto& kernels = best_kernels<float>();
   const Index count = 70;
   const std::vector<float> w = cast<float>(random_parameters(*twins.opaque, 1));
-  const std::vector<float> x = cast<float>(random_values(count * 4, 3)), u = cast<float>(random_values(count * 3, 5));
+  const std::vector<float> x = cast<float>(random_values(count * 4, 3)),
+                           u = cast<float>(random_values(count * 3, 5));
   std::vector<float> y(u.size()), dx(x.size()), dw(w.size());
   const std::vector<float> expected = ask(twins.opaque, kernels, count, 1);
   for (const int threads : {1, 4}) {
     CAPTURE(threads);
     const CallOptions options{.threads = threads};
     Program<float> program(twins.opaque, kernels);
-    Linearization<float> line(twins.opaque, kernels, w.data(), {rows(x, count)}, count, true, options);
-    const auto forward = [&] { program.forward(w.data(), {rows(x, count)}, count, {y.data()}, options); };
+    Linearization<float> line(twins.opaque, kernels, w.data(), {rows(x, count)}, count, true,
+                              options);
+    const auto forward = [&] {
+      program.forward(w.data(), {rows(x, count)}, count, {y.data()}, options);
+    };
     twins.products->fail = "forward";
     CHECK_THROWS_WITH_AS(forward(), "forward", Failure);
-    CHECK_THROWS_WITH_AS(
-        Linearization<float>(twins.opaque, kernels, w.data(), {rows(x, count)}, count, false, options), "forward",
-        Failure);
+    CHECK_THROWS_WITH_AS(Linearization<float>(twins.opaque, kernels, w.data(), {rows(x, count)},
+                                              count, false, options),
+                         "forward", Failure);
     twins.products->fail = "vjp";
     CHECK_THROWS_WITH_AS(line.vjp({u.data()}, {dx.data()}, dw.data()), "vjp", Failure);
     twins.products->fail = "jvp";
@@ -149,12 +170,14 @@ TEST_CASE("what an opaque block throws comes out unchanged, and nothing hangs") 
     std::vector<float> answers = y;
     line.jvp({cast<float>(random_values(count * 4, 4)).data()},
              cast<float>(random_values(twins.opaque->n_params(), 2)).data(), {y.data()});
-    for (const auto* part : {&y, &dx, &dw}) answers.insert(answers.end(), part->begin(), part->end());
+    for (const auto* part : {&y, &dx, &dw})
+      answers.insert(answers.end(), part->begin(), part->end());
     CHECK(same_bits(answers, expected));
   }
 }
 
-TEST_CASE_TEMPLATE("dropout keeps the right share, scaled, and is off outside training", T, float, double) {
+TEST_CASE_TEMPLATE("dropout keeps the right share, scaled, and is off outside training", T, float,
+                   double) {
   for (const double rate : {0.0, 0.1, 0.5, 0.9}) {
     CAPTURE(rate);
     Net net;
@@ -198,7 +221,8 @@ TEST_CASE("dropout depends on seed, step, sample and block alone") {
   const auto masks = [&](const Kernels<float>& kernels, CallOptions options, Index n) {
     options.train = true;
     Masks y(2, std::vector<float>(at(n * 40)));
-    Program<float>(graph, kernels).forward(&w, {rows(ones, count)}, n, {y[0].data(), y[1].data()}, options);
+    Program<float>(graph, kernels)
+        .forward(&w, {rows(ones, count)}, n, {y[0].data(), y[1].data()}, options);
     return y;
   };
   const auto& best = best_kernels<float>();

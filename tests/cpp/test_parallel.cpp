@@ -40,7 +40,8 @@ TEST_CASE("a barrier separates rounds, with more workers than cores") {
         mine[static_cast<std::size_t>(worker.id)] = round * (worker.id + 1);
         worker.sync();
         for (int other = 0; other < worker.count; ++other)
-          wrong[static_cast<std::size_t>(worker.id)] += mine[static_cast<std::size_t>(other)] != round * (other + 1);
+          wrong[static_cast<std::size_t>(worker.id)] +=
+              mine[static_cast<std::size_t>(other)] != round * (other + 1);
         worker.sync();
       }
     });
@@ -197,7 +198,8 @@ TEST_CASE("threads are wanted only for enough work") {
 }
 
 TEST_CASE("OMP_NUM_THREADS is respected") {
-  if (const char* value = std::getenv("OMP_NUM_THREADS")) CHECK(gradstack::max_threads() <= std::atoi(value));
+  if (const char* value = std::getenv("OMP_NUM_THREADS"))
+    CHECK(gradstack::max_threads() <= std::atoi(value));
   const int before = omp_get_max_threads();
   omp_set_num_threads(1);
   CHECK(gradstack::max_threads() == 1);

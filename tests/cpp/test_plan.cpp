@@ -37,25 +37,31 @@ template <class T> struct Case {
   std::vector<std::vector<T>> xs, us;
 
   Case(const Graph& graph, Index count, unsigned seed)
-      : w(cast<T>(random_parameters(graph, seed))), xs(cast_all<T>(random_inputs(graph, count, seed + 1))) {
+      : w(cast<T>(random_parameters(graph, seed))),
+        xs(cast_all<T>(random_inputs(graph, count, seed + 1))) {
     for (const int id : graph.outputs())
-      us.push_back(cast<T>(random_values(count * gradstack::size_of(graph.stage(id).shape), ++seed)));
+      us.push_back(
+          cast<T>(random_values(count * gradstack::size_of(graph.stage(id).shape), ++seed)));
   }
 };
 
 template <class T> double largest_difference(const Passes<T>& a, const Passes<T>& b) {
   double worst = worst_error(a.dw, b.dw);
-  for (std::size_t k = 0; k < a.outputs.size(); ++k) worst = std::max(worst, worst_error(a.outputs[k], b.outputs[k]));
-  for (std::size_t k = 0; k < a.dxs.size(); ++k) worst = std::max(worst, worst_error(a.dxs[k], b.dxs[k]));
+  for (std::size_t k = 0; k < a.outputs.size(); ++k)
+    worst = std::max(worst, worst_error(a.outputs[k], b.outputs[k]));
+  for (std::size_t k = 0; k < a.dxs.size(); ++k)
+    worst = std::max(worst, worst_error(a.dxs[k], b.dxs[k]));
   return worst;
 }
 
-template <class T> void check_fusion(const std::shared_ptr<const Graph>& graph, Index count, unsigned seed) {
+template <class T>
+void check_fusion(const std::shared_ptr<const Graph>& graph, Index count, unsigned seed) {
   const Case<T> c(*graph, count, seed);
   for (const Kernels<T>* kernels : gradstack::available_kernels<T>()) {
     const std::string name = kernels->name;
     CAPTURE(name);
-    Plan<T> fused(graph, *kernels, options(count, true)), unfused(graph, *kernels, options(count, false));
+    Plan<T> fused(graph, *kernels, options(count, true)),
+        unfused(graph, *kernels, options(count, false));
     const Passes<T> a = run_passes(fused, c.w, c.xs, c.us, count, 1);
     const Passes<T> b = run_passes(unfused, c.w, c.xs, c.us, count, 1);
     CHECK(largest_difference(a, b) < 50);
@@ -89,14 +95,16 @@ TEST_CASE("an unfused plan keeps every stage's value and gradient") {
     CHECK(gradients.insert(v.grad).second);
   }
   // dC/dz = W^T dC/ds and dC/ds = dC/dz h'(s), from the values that the plan kept.
-  const gradstack::Variable<double>&s = plan.variable(graph->find("0")), &z = plan.variable(graph->find("1"));
+  const gradstack::Variable<double>&s = plan.variable(graph->find("0")),
+        &z = plan.variable(graph->find("1"));
   const gradstack::Variable<double>& t = plan.variable(graph->find("2"));
   const double* weight = c.w.data() + graph->parameter(2).offset;
   for (Index i = 0; i < count; ++i)
     for (Index j = 0; j < 7; ++j) {
       const Index k = block_position(plan, i, j, Index{7});
       double dz = 0;
-      for (Index o = 0; o < 7; ++o) dz += weight[o * 7 + j] * t.grad[block_position(plan, i, o, Index{7})];
+      for (Index o = 0; o < 7; ++o)
+        dz += weight[o * 7 + j] * t.grad[block_position(plan, i, o, Index{7})];
       const Dual h = apply_op("silu", {}, Dual(s.value[k], 1));
       CHECK(z.value[k] == doctest::Approx(static_cast<double>(h.value)).epsilon(1e-13));
       CHECK(z.grad[k] == doctest::Approx(dz).epsilon(1e-12));
@@ -126,8 +134,9 @@ TEST_CASE("a plan of one capacity serves every smaller batch") {
     CHECK_THROWS_AS(plan.set_count(0), std::invalid_argument);
     CHECK_THROWS_AS(plan.set_count(capacity + 1), std::invalid_argument);
   }
-  CHECK_THROWS_AS(Plan<float>(gradstack::mlp({2, 2}, "relu"), best_kernels<float>(), options(0, true)),
-                  std::invalid_argument);
+  CHECK_THROWS_AS(
+      Plan<float>(gradstack::mlp({2, 2}, "relu"), best_kernels<float>(), options(0, true)),
+      std::invalid_argument);
 }
 
 TEST_CASE("gradients that nobody wants are not computed") {
@@ -150,7 +159,8 @@ TEST_CASE("gradients that nobody wants are not computed") {
   CHECK(frozen.variable(graph->find("3")).grad == nullptr);
   Values dw = run_passes(frozen, c.w, c.xs, c.us, count, 3).dw;
   const Index first = graph->parameter(4).offset;
-  for (Index i = 0; i < graph->n_params(); ++i) CHECK(dw[at(i)] == (i < first ? 0 : everything.dw[at(i)]));
+  for (Index i = 0; i < graph->n_params(); ++i)
+    CHECK(dw[at(i)] == (i < first ? 0 : everything.dw[at(i)]));
 
   // Only a bias in the middle is trained.
   training.frozen = {1, 1, 1, 0, 1, 1};
@@ -187,7 +197,8 @@ TEST_CASE("gradients can be added to what is there") {
   run.error = &error;
   set_gradient(plan, graph->outputs()[0], c.us[0]);
   plan.backward(run, gradstack::Worker{});
-  for (std::size_t i = 0; i < dw.size(); ++i) CHECK(dw[i] == doctest::Approx(2 * once.dw[i]).epsilon(1e-12));
+  for (std::size_t i = 0; i < dw.size(); ++i)
+    CHECK(dw[i] == doctest::Approx(2 * once.dw[i]).epsilon(1e-12));
 }
 
 TEST_CASE("prototypes: the index of the nearest one") {
@@ -199,13 +210,15 @@ TEST_CASE("prototypes: the index of the nearest one") {
     const std::vector<float> w32 = cast<float>(w), xs32 = cast<float>(xs);
     for (const Kernels<float>* kernels : gradstack::available_kernels<float>()) {
       std::vector<float> index(at(count));
-      Program<float>(graph, *kernels).forward(w32.data(), {rows(xs32, count)}, count, {index.data()}, {});
+      Program<float>(graph, *kernels)
+          .forward(w32.data(), {rows(xs32, count)}, count, {index.data()}, {});
       for (Index i = 0; i < count; ++i) {
         Index nearest = 0;
         double best = std::numeric_limits<double>::infinity();
         for (Index k = 0; k < 100; ++k) {
           double distance = 0;
-          for (Index j = 0; j < 5; ++j) distance += std::pow(xs[at(i * 5 + j)] - w[at(k * 5 + j)], 2);
+          for (Index j = 0; j < 5; ++j)
+            distance += std::pow(xs[at(i * 5 + j)] - w[at(k * 5 + j)], 2);
           if (distance < best) best = distance, nearest = k;
         }
         CHECK(index[at(i)] == static_cast<float>(nearest));

@@ -37,7 +37,8 @@ struct Problem {
     along_x = x.tangents;
     along_w = interpret(*graph, w, xs, count, {}, dw).tangents;
     for (std::size_t k = 0; k < outputs.size(); ++k) {
-      us.push_back(random_values(static_cast<Index>(outputs[k].size()), seed + 400 + static_cast<unsigned>(k)));
+      us.push_back(random_values(static_cast<Index>(outputs[k].size()),
+                                 seed + 400 + static_cast<unsigned>(k)));
       for (std::size_t i = 0; i < us[k].size(); ++i) {
         u_along_x += us[k][i] * along_x[k][i];
         u_along_w += us[k][i] * along_w[k][i];
@@ -46,7 +47,8 @@ struct Problem {
   }
 };
 
-template <class T> std::vector<std::vector<T>> empty_like(const std::vector<std::vector<Real>>& rows) {
+template <class T>
+std::vector<std::vector<T>> empty_like(const std::vector<std::vector<Real>>& rows) {
   std::vector<std::vector<T>> result;
   for (const auto& r : rows) result.emplace_back(r.size(), T(-77));
   return result;
@@ -75,8 +77,10 @@ template <class T> Answers<T> answer(const Problem& p, const Kernels<T>& kernels
   const CallOptions options{.threads = threads};
   Answers<T> a;
   a.forward = a.outputs = a.along_x = a.along_w = empty_like<T>(p.outputs);
-  Program<T>(p.graph, kernels).forward(w.data(), row_sources(xs, p.count), p.count, pointers(a.forward), options);
-  Linearization<T> line(p.graph, kernels, w.data(), row_sources(xs, p.count), p.count, true, options);
+  Program<T>(p.graph, kernels)
+      .forward(w.data(), row_sources(xs, p.count), p.count, pointers(a.forward), options);
+  Linearization<T> line(p.graph, kernels, w.data(), row_sources(xs, p.count), p.count, true,
+                        options);
   for (std::size_t k = 0; k < a.outputs.size(); ++k) line.output(k, a.outputs[k].data());
   const std::vector<const T*> nothing(dxs.size(), nullptr);
   line.jvp(const_pointers(dxs), nullptr, pointers(a.along_x));
@@ -87,7 +91,8 @@ template <class T> Answers<T> answer(const Problem& p, const Kernels<T>& kernels
   // A pullback can be called again, for a part of the answer, and after other calls.
   std::vector<T> dw_again(w.size(), T(5));
   std::vector<std::vector<T>> dxs_again = a.dxs;
-  line.vjp(std::vector<const T*>(us.size(), nullptr), std::vector<T*>(xs.size(), nullptr), dw_again.data());
+  line.vjp(std::vector<const T*>(us.size(), nullptr), std::vector<T*>(xs.size(), nullptr),
+           dw_again.data());
   CHECK(std::all_of(dw_again.begin(), dw_again.end(), [](T d) { return d == T(0); }));
   line.vjp(const_pointers(us), std::vector<T*>(xs.size(), nullptr), dw_again.data());
   line.vjp(const_pointers(us), pointers(dxs_again), nullptr);
@@ -146,9 +151,11 @@ TEST_CASE("the oracle's derivatives are those of its values") {
   // Central differences of fourth order, on smooth blocks.
   Net net;
   const std::string x = net.input({3}), h = net.pointwise(net.linear(x, 5), "gelu");
-  const std::string positive = net.pointwise(net.pointwise(h, "softplus", {1.0, 20.0}), "affine", {1.0, 0.5});
+  const std::string positive =
+      net.pointwise(net.pointwise(h, "softplus", {1.0, 20.0}), "affine", {1.0, 0.5});
   const std::string q = net.binary(Kind::Div, net.pointwise(h, "elu", {0.7}), positive);
-  const std::string both = net.concat({net.softmax(q), net.softmax(net.pointwise(q, "sine"), true)});
+  const std::string both =
+      net.concat({net.softmax(q), net.softmax(net.pointwise(q, "sine"), true)});
   const auto graph = net.finish({net.binary(Kind::Mul, both, net.pointwise(both, "silu"))});
   const Values w = random_parameters(*graph, 1), dw = random_values(graph->n_params(), 2);
   const std::vector<Values> xs = random_inputs(*graph, 2, 3), dxs = random_inputs(*graph, 2, 4);
@@ -188,7 +195,8 @@ TEST_CASE("one diagram with everything, at every batch size") {
       net.linear(net.pointwise(b, "relu"), 33, {.mask = random_mask(33, 33, 0.3, 5), .share = b});
   const std::string residual = net.binary(Kind::Add, a, c);
   const std::string squared = net.binary(Kind::Mul, residual, residual);
-  const std::string halves = net.concat({net.slice(squared, 0, 20), net.slice(squared, 10, 33), net.reshape(u, {3})});
+  const std::string halves =
+      net.concat({net.slice(squared, 0, 20), net.slice(squared, 10, 33), net.reshape(u, {3})});
   const std::string p = net.softmax(halves), logp = net.softmax(halves, true);
   const std::string entropy = net.linear(net.binary(Kind::Mul, p, logp), 1, {.bias = false});
   net.unused_parameter("spare", {3, 2});
@@ -258,7 +266,8 @@ TEST_CASE("predictions do not depend on how the batch is cut, nor on where the r
     for (Index i = 0; i < count; ++i)
       for (Index j = 0; j < 17; ++j)
         wide[at((count - 1 - i) * 20 + j)] = static_cast<double>(x[at(i * 17 + j)]);
-    gradstack::RowSource backwards = gradstack::rows_of(wide.data() + (count - 1) * 20, count, Index{17});
+    gradstack::RowSource backwards =
+        gradstack::rows_of(wide.data() + (count - 1) * 20, count, Index{17});
     backwards.row_stride = -20 * 8;
     program.forward(w.data(), {backwards}, count, {other.data()}, {.threads = 3});
     CHECK(same_bits(whole, other));
@@ -267,7 +276,8 @@ TEST_CASE("predictions do not depend on how the batch is cut, nor on where the r
     reversed.row_stride *= -1;
     program.forward(w.data(), {reversed}, count, {other.data()}, {.threads = 3});
     for (Index i = 0; i < count; ++i)
-      for (Index j = 0; j < 5; ++j) CHECK(other[at(i * 5 + j)] == whole[at((count - 1 - i) * 5 + j)]);
+      for (Index j = 0; j < 5; ++j)
+        CHECK(other[at(i * 5 + j)] == whole[at((count - 1 - i) * 5 + j)]);
     gradstack::RowSource same = rows(x, count);
     same.row_stride = 0;
     program.forward(w.data(), {same}, count, {other.data()}, {.threads = 3});

@@ -20,7 +20,8 @@ using gradstack::Reduction;
 
 namespace {
 
-template <class T> void check_workers(const Plot& p, const Kernels<T>& kernels = best_kernels<T>()) {
+template <class T>
+void check_workers(const Plot& p, const Kernels<T>& kernels = best_kernels<T>()) {
   const Index steps = 5;
   const Trajectory<T> one = record<T>(p, steps, 1, kernels);
   CHECK(std::isfinite(one.losses.back()));
@@ -47,7 +48,8 @@ struct Oracle {
   std::vector<Real> gradient;
   Real loss = 0;
 
-  Oracle(const Graph& graph, const std::vector<Real>& w, const DataSet<double>& data, Index first, Index n) {
+  Oracle(const Graph& graph, const std::vector<Real>& w, const DataSet<double>& data, Index first,
+         Index n) {
     const std::size_t d_in = data.x.size() / at(data.count), d_out = data.y.size() / at(data.count);
     const std::string output = graph.stage(graph.outputs()[0]).name;
     Real norm = 0;
@@ -122,7 +124,8 @@ TEST_CASE("a long step keeps its update apart, with the same bits") {
   // Above 1e9 operations a step can be interrupted until its update begins.
   Net net;
   const std::string x = net.input({300});
-  Plot p = plot({"long step", net.finish({net.linear(net.pointwise(net.linear(x, 560), "relu"), 3)}), 1000});
+  Plot p = plot(
+      {"long step", net.finish({net.linear(net.pointwise(net.linear(x, 560), "relu"), 3)}), 1000});
   p.samples = 1100;
   REQUIRE(6.0 * static_cast<double>(p.graph->n_params() * p.batch) > 1e9);
   const Trajectory<float> one = record<float>(p, 2, 1);
@@ -132,7 +135,8 @@ TEST_CASE("a long step keeps its update apart, with the same bits") {
 TEST_CASE("steps follow the formulas") {
   Net net;
   const std::string x = net.input({3});
-  const std::string h = net.pointwise(net.linear(x, 4, {.mask = random_mask(4, 3, 0.5, 2)}), "tanh");
+  const std::string h =
+      net.pointwise(net.linear(x, 4, {.mask = random_mask(4, 3, 0.5, 2)}), "tanh");
   const auto graph = net.finish({net.linear(net.binary(Kind::Add, h, net.linear(h, 4)), 2)});
   Plot p;
   p.graph = graph;
@@ -158,7 +162,8 @@ TEST_CASE("steps follow the formulas") {
     for (Index step = 0; step < steps; ++step) {
       const Index first = step % 3 * 4, n = std::min<Index>(4, p.samples - first);
       Oracle oracle(*graph, w, data, first, n);
-      CHECK(run.losses[at(step)] == doctest::Approx(static_cast<double>(oracle.loss)).epsilon(1e-12));
+      CHECK(run.losses[at(step)] ==
+            doctest::Approx(static_cast<double>(oracle.loss)).epsilon(1e-12));
       Real weight = 0;
       for (Index i = first; i < first + n; ++i) weight += data.weight[at(i)];
       epoch_loss += oracle.loss * weight;
@@ -189,7 +194,8 @@ TEST_CASE("steps follow the formulas") {
       CHECK(worst_error(run32.states[at(step) + 1].w, w) < 500);
     }
     REQUIRE(run.epochs.size() == epochs.size());
-    for (std::size_t i = 0; i < epochs.size(); ++i) CHECK(run.epochs[i] == doctest::Approx(epochs[i]).epsilon(1e-12));
+    for (std::size_t i = 0; i < epochs.size(); ++i)
+      CHECK(run.epochs[i] == doctest::Approx(epochs[i]).epsilon(1e-12));
   }
 }
 
@@ -208,7 +214,8 @@ TEST_CASE_TEMPLATE("masked, frozen and unused parameters never move", T, float, 
         p.graph = net.finish({net.linear(net.pointwise(net.linear(h, 31), "relu"), 2)});
         use_rule(p, rule);
         for (std::size_t i = 0; i < p.hyper.size(); ++i)
-          if (std::string(gradstack::rule_info(gradstack::find_rule(rule)).hyper[i].name) == "weight_decay")
+          if (std::string(gradstack::rule_info(gradstack::find_rule(rule)).hyper[i].name) ==
+              "weight_decay")
             p.hyper[i] = 0.1;
         p.batch = batch;
         p.samples = batch * 3;
@@ -225,13 +232,16 @@ TEST_CASE_TEMPLATE("masked, frozen and unused parameters never move", T, float, 
         for (std::size_t k = 0; k < names.size(); ++k) {
           Index moved = 0;
           for (Index i = 0; i < names[k].size; ++i) {
-            const bool same = before[at(names[k].offset + i)] == training.w[at(names[k].offset + i)];
+            const bool same =
+                before[at(names[k].offset + i)] == training.w[at(names[k].offset + i)];
             moved += !same;
             if (k == 0) CHECK((mask[at(i)] != 0 || same));
           }
           CAPTURE(k);
-          if (k == 2 || k == 4) CHECK(moved == 0);
-          else CHECK(moved > 0);
+          if (k == 2 || k == 4)
+            CHECK(moved == 0);
+          else
+            CHECK(moved > 0);
         }
       }
 }
@@ -248,7 +258,8 @@ TEST_CASE_TEMPLATE("a step on the caller's batch is a step of the loop", T, floa
       for (gradstack::RowSource* source : {&batch.x[0], &batch.y, &batch.weight})
         source->data += i * p.batch * source->row_stride;
       batch.count = std::min(p.batch, p.samples - i * p.batch);
-      const double loss = training.trainer.step(training.w.data(), batch, training.data.target(false), p.lr, 2, true, 17);
+      const double loss = training.trainer.step(training.w.data(), batch,
+                                                training.data.target(false), p.lr, 2, true, 17);
       // The last, partial batch may have another schedule here: it is a batch of its own.
       if (i < 2) {
         CHECK(loss == loop.losses[at(i)]);
@@ -269,8 +280,8 @@ class Witness final : public gradstack::Cost<float> {
   mutable std::vector<std::vector<std::int64_t>> batches;
   void check_target(Index, Index, bool) const override {}
   bool by_block() const override { return false; }
-  void rows(Index count, Index d, const float*, Index, const float*, const std::int64_t* labels, float* loss,
-            float* grad) const override {
+  void rows(Index count, Index d, const float*, Index, const float*, const std::int64_t* labels,
+            float* loss, float* grad) const override {
     batches.emplace_back(labels, labels + count);
     std::fill(loss, loss + count, 1.0F);
     if (grad) std::fill(grad, grad + count * d, 0.0F);
@@ -303,7 +314,8 @@ TEST_CASE("an epoch visits every row once, in an order of its own") {
     }
     for (const auto& order : orders) {
       CHECK(static_cast<Index>(order.size()) == samples);
-      CHECK(static_cast<Index>(std::set<std::int64_t>(order.begin(), order.end()).size()) == samples);
+      CHECK(static_cast<Index>(std::set<std::int64_t>(order.begin(), order.end()).size()) ==
+            samples);
       CHECK(std::is_sorted(order.begin(), order.end()) == (!shuffle || batch >= samples));
     }
     return orders;
@@ -326,11 +338,13 @@ TEST_CASE_TEMPLATE("prototypes learn what a naive loop learns", T, float, double
   for (const Index batch : {Index{1}, Index{25}, Index{150}}) {
     CAPTURE(batch);
     const Index samples = 2 * batch + batch / 2 + 1;
-    std::vector<T> w = cast<T>(random_values(prototypes * d, 1)), xs = cast<T>(random_values(samples * d, 2));
+    std::vector<T> w = cast<T>(random_values(prototypes * d, 1)),
+                   xs = cast<T>(random_values(samples * d, 2));
     std::vector<Real> naive(w.begin(), w.end());
-    const auto optimizer = std::make_shared<gradstack::Optimizer<T>>("sgd", std::vector<double>{0, 0, 0, 0},
-                                                                     prototypes * d, gradstack::OptimizerOptions{});
-    gradstack::Trainer<T> trainer(graph, best_kernels<T>(), make_cost<T>("SquaredError"), optimizer, {});
+    const auto optimizer = std::make_shared<gradstack::Optimizer<T>>(
+        "sgd", std::vector<double>{0, 0, 0, 0}, prototypes * d, gradstack::OptimizerOptions{});
+    gradstack::Trainer<T> trainer(graph, best_kernels<T>(), make_cost<T>("SquaredError"), optimizer,
+                                  {});
     gradstack::Batch data;
     data.x = {rows(xs, samples)};
     data.count = samples;
@@ -360,10 +374,12 @@ TEST_CASE_TEMPLATE("prototypes learn what a naive loop learns", T, float, double
         loss += best / static_cast<Real>(n);
         for (Index j = 0; j < d; ++j)
           gradient[at(nearest * d + j)] +=
-              2 * (naive[at(nearest * d + j)] - static_cast<Real>(xs[at(i * d + j)])) / static_cast<Real>(n);
+              2 * (naive[at(nearest * d + j)] - static_cast<Real>(xs[at(i * d + j)])) /
+              static_cast<Real>(n);
       }
       for (std::size_t i = 0; i < naive.size(); ++i) naive[i] -= Real(lr) * gradient[i];
-      CHECK(trainer.last_loss == doctest::Approx(static_cast<double>(loss)).epsilon(100 * epsilon<T>()));
+      CHECK(trainer.last_loss ==
+            doctest::Approx(static_cast<double>(loss)).epsilon(100 * epsilon<T>()));
       CHECK(worst_error(w, naive) < 100);
     }
   }

@@ -17,8 +17,8 @@ namespace gradstack {
 //   forward  S[out][lanes]  = bias + W[out][in] Z[in][lanes]       a = W (a_row = ldw, a_col = 1)
 //   dZ       dZ[in][lanes]  = W^T dS                               a = W (a_row = 1, a_col = ldw)
 //   dW       dW[out][in]    = sum_blocks dS[out][lanes] Zt[lanes][in]   one segment per block
-// Several column blocks that share A (the sample blocks of a batch, the 32-wide feature tiles of dW)
-// are one call: block j uses b + j * b_block and c + j * c_block, so A is fetched once for all.
+// Several column blocks that share A (the sample blocks of a batch, the 32-wide feature tiles of
+// dW) are one call: block j uses b + j * b_block and c + j * c_block, so A is fetched once for all.
 //
 // Every element of C is one chain of (fused) multiply-adds, init first, then g and k in order:
 // its bits depend on k and segments alone, not on m, n, blocks or the place of the element. Callers
@@ -60,53 +60,60 @@ template <class T> struct PointwiseKernels {
 // A cost evaluated on one block of `lanes` samples. `scale[l]` multiplies sample l's gradient (it
 // holds sample weight / normaliser, 0 in padding lanes). `loss[l]` is the unscaled L(x, y, w).
 template <class T> struct CostArgs {
-  Index d = 0;               // features of ybar
-  Index dy = 0;              // features of y (dense targets)
+  Index d = 0;   // features of ybar
+  Index dy = 0;  // features of y (dense targets)
   Index lanes = 1;
-  const T* ybar = nullptr;   // [d][lanes]
-  const T* y = nullptr;      // [dy][lanes], dense targets; else null
+  const T* ybar = nullptr;              // [d][lanes]
+  const T* y = nullptr;                 // [dy][lanes], dense targets; else null
   const std::int64_t* label = nullptr;  // [lanes], class targets; else null
-  const T* weight = nullptr; // [d] class weights or null
-  const double* p = nullptr; // the cost's parameters
-  const T* scale = nullptr;  // [lanes]
-  T* loss = nullptr;         // [lanes] or null
-  T* grad = nullptr;         // [d][lanes] or null: scale[l] * dL_l/dybar
+  const T* weight = nullptr;            // [d] class weights or null
+  const double* p = nullptr;            // the cost's parameters
+  const T* scale = nullptr;             // [lanes]
+  T* loss = nullptr;                    // [lanes] or null
+  T* grad = nullptr;                    // [d][lanes] or null: scale[l] * dL_l/dybar
   // second order: hv = scale[l] * (d2L/dybar2) v
-  const T* v = nullptr;      // [d][lanes]
-  T* hv = nullptr;           // [d][lanes]
+  const T* v = nullptr;  // [d][lanes]
+  T* hv = nullptr;       // [d][lanes]
 };
 
 template <class T> struct Kernels {
-  const char* name;  // "reference", "x86-64-v3", ...
+  const char* name;  // "reference", or the instruction set: "v2", "v3", "v4", "neon"
 
   void (*gemm)(const Gemm<T>&);
   // Single samples (lanes == 1):
-  void (*gemv)(Index m, Index k, const T* a, Index lda, const T* x, const T* bias, T* y);  // y = A x + bias
-  void (*gemv_t)(Index m, Index k, const T* a, Index lda, const T* y, T* x, bool accumulate);  // x[k] (+)= A^T y
-  void (*ger)(Index m, Index k, const T* y, const T* x, T* a, Index lda, bool accumulate);  // A (+)= y x^T
+  void (*gemv)(Index m, Index k, const T* a, Index lda, const T* x, const T* bias,
+               T* y);  // y = A x + bias
+  void (*gemv_t)(Index m, Index k, const T* a, Index lda, const T* y, T* x,
+                 bool accumulate);  // x[k] (+)= A^T y
+  void (*ger)(Index m, Index k, const T* y, const T* x, T* a, Index lda,
+              bool accumulate);  // A (+)= y x^T
 
-  // rows[b][d] (row stride ldr) <-> block [d][lanes]; `count` <= lanes samples; padding lanes repeat
-  // the last sample so that padding is exactly as finite as the data.
+  // rows[b][d] (row stride ldr) <-> block [d][lanes]; `count` <= lanes samples; padding lanes
+  // repeat the last sample so that padding is exactly as finite as the data.
   void (*rows_to_block)(Index count, Index d, Index lanes, const T* rows, Index ldr, T* block);
-  void (*block_to_rows)(Index count, Index d, Index lanes, const T* block, T* rows, Index ldr, bool accumulate);
+  void (*block_to_rows)(Index count, Index d, Index lanes, const T* block, T* rows, Index ldr,
+                        bool accumulate);
   // out[r] (+)= sum over lanes of x[r][l], for `segments` blocks seg_stride apart (bias gradients).
-  void (*sum_lanes)(Index rows, Index lanes, Index segments, Index seg_stride, const T* x, T* out, bool accumulate);
+  void (*sum_lanes)(Index rows, Index lanes, Index segments, Index seg_stride, const T* x, T* out,
+                    bool accumulate);
 
   // Flat ranges.
-  void (*add)(Index n, const T* a, const T* b, T* out);           // out = a + b
+  void (*add)(Index n, const T* a, const T* b, T* out);  // out = a + b
   void (*mul)(Index n, const T* a, const T* b, T* out, bool accumulate);
-  void (*div)(Index n, const T* a, const T* b, T* out);           // out = a / b
+  void (*div)(Index n, const T* a, const T* b, T* out);               // out = a / b
   void (*axpy)(Index n, T alpha, const T* x, T* y, bool accumulate);  // y (+)= alpha x
 
   // Over the features of a block, per lane. log: log-softmax instead of softmax.
   void (*softmax)(Index d, Index lanes, const T* s, T* z, bool log);
-  void (*softmax_backward)(Index d, Index lanes, const T* z, const T* dz, T* ds, bool log, bool accumulate);
+  void (*softmax_backward)(Index d, Index lanes, const T* z, const T* dz, T* ds, bool log,
+                           bool accumulate);
 
   // z = keep ? s * scale : 0 with the library's counter-based stream; key[l] identifies sample l
   // (random.hpp), threshold is the drop probability as a 32-bit fraction.
-  void (*dropout)(Index d, Index lanes, const std::uint64_t* key, std::uint32_t threshold, T scale, const T* s, T* z, bool accumulate);
+  void (*dropout)(Index d, Index lanes, const std::uint64_t* key, std::uint32_t threshold, T scale,
+                  const T* s, T* z, bool accumulate);
 
-  const PointwiseKernels<T>* pointwise;  // indexed by OpId
+  const PointwiseKernels<T>* pointwise;         // indexed by OpId
   void (*const* update)(const UpdateArgs<T>&);  // indexed by RuleId
   void (*const* cost)(const CostArgs<T>&);      // indexed by CostId
 };

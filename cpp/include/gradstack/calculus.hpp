@@ -17,7 +17,8 @@ template <class T> class Jacobian {
   static constexpr int kParameters = -1;
 
   // wrt: the stage whose output is differentiated by (an input, or any variable), or kParameters.
-  Jacobian(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels, int wrt, std::size_t output);
+  Jacobian(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels, int wrt,
+           std::size_t output);
   ~Jacobian();
 
   Index rows() const { return out_; }  // features of the output
@@ -26,7 +27,8 @@ template <class T> class Jacobian {
   void evaluate(const T* w, const std::vector<RowSource>& x, Index count, T* jacobian, int threads);
 
  private:
-  void chunk(Plan<T>& plan, Run<T> run, const std::vector<RowSource>& x, Index first, Index count, T* to);
+  void chunk(Plan<T>& plan, Run<T> run, const std::vector<RowSource>& x, Index first, Index count,
+             T* to);
   void forward_mode(Plan<T>& plan, const Run<T>& run, T* to);
   void reverse_mode(Plan<T>& plan, const Run<T>& run, T* to);
   std::vector<std::unique_ptr<Plan<T>>>& plans(Index capacity, int workers);
@@ -45,12 +47,13 @@ template <class T> class PerSample {
   PerSample(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels,
             std::shared_ptr<const Cost<T>> cost, TargetSpec target);
 
-  void gradients(const T* w, const Batch& batch, T* rows, int threads);   // (B, P)
-  void norms(const T* w, const Batch& batch, T* norms, int threads);      // (B,), without the gradients
+  void gradients(const T* w, const Batch& batch, T* rows, int threads);  // (B, P)
+  void norms(const T* w, const Batch& batch, T* norms, int threads);  // (B,), without the gradients
   // Mean of g_b min(1, max_norm / ||g_b||).
   void clipped(const T* w, const Batch& batch, double max_norm, T* dw, int threads);
   void fisher_diagonal(const T* w, const Batch& batch, T* diagonal, int threads);  // mean of g_b^2
-  void fisher_product(const T* w, const Batch& batch, const T* v, T* product, int threads);  // mean of g_b <g_b, v>
+  void fisher_product(const T* w, const Batch& batch, const T* v, T* product,
+                      int threads);  // mean of g_b <g_b, v>
 
  private:
   template <class F> void each_chunk(const T* w, const Batch& batch, int threads, F&& f);
@@ -95,9 +98,9 @@ template <class T> class InputDerivatives {
   InputDerivatives(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels, const T* w,
                    const RowSource& x, Index count, int order, int threads);
 
-  void values(T* y);                            // (B, out)
-  void directional(T* jacobian, T* diagonal);   // (B, out, in) each; diagonal may be null
-  void hessian(T* hessian);                     // (B, out, in, in); order 1 suffices
+  void values(T* y);                           // (B, out)
+  void directional(T* jacobian, T* diagonal);  // (B, out, in) each; diagonal may be null
+  void hessian(T* hessian);                    // (B, out, in, in); order 1 suffices
   // Gradient of <dy, y> + <djac, jacobian> + <ddiag, diagonal>; null cotangents are zero.
   void pullback(const T* dy, const T* djac, const T* ddiag, T* dx, T* dw);
   Index count() const { return plan_.count(); }

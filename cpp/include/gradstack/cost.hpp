@@ -36,8 +36,9 @@ template <class T> class Cost {
   virtual void rows(Index /*count*/, Index /*d*/, const T* /*ybar*/, Index /*dy*/, const T* /*y*/,
                     const std::int64_t* /*labels*/, T* /*loss*/, T* /*grad*/) const {}
   // hv = (d2L/dybar2) v, (count, d) each. Throws std::invalid_argument where the cost has none.
-  virtual void curvature_rows(Index /*count*/, Index /*d*/, const T* /*ybar*/, Index /*dy*/, const T* /*y*/,
-                              const std::int64_t* /*labels*/, const T* /*v*/, T* /*hv*/) const {
+  virtual void curvature_rows(Index /*count*/, Index /*d*/, const T* /*ybar*/, Index /*dy*/,
+                              const T* /*y*/, const std::int64_t* /*labels*/, const T* /*v*/,
+                              T* /*hv*/) const {
     throw std::invalid_argument("cost: it has no second derivative");
   }
 

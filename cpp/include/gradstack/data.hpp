@@ -42,7 +42,7 @@ template <class T> Index first_non_finite(const RowSource& source, Index begin, 
 // null) of the sources.
 struct Batch {
   std::vector<RowSource> x;
-  RowSource y;       // dense targets (rows, dy), or labels (rows, 1); data null: none
+  RowSource y;  // dense targets (rows, dy), or labels (rows, 1); data null: none
   bool labels = false;
   RowSource weight;  // sample weights (rows, 1); data null: none
   const Index* index = nullptr;

@@ -2,7 +2,8 @@
 //
 //   auto graph = gradstack::mlp({64, 32, 10}, "relu");
 //   auto w = gradstack::initial_parameters<float>(*graph, 0);
-//   gradstack::Trainer<float> trainer(graph, gradstack::active_kernels<float>(), cost, optimizer, {});
+//   gradstack::Trainer<float> trainer(graph, gradstack::active_kernels<float>(), cost, optimizer,
+//   {});
 //
 // See examples/cpp for a complete program.
 #pragma once

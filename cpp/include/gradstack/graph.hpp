@@ -17,8 +17,21 @@ Index size_of(const Shape& shape);
 std::string to_string(const Shape& shape);
 
 enum class Kind {
-  Input, Linear, Pointwise, Add, Sub, Mul, Div, Concat, Slice, Reshape,
-  Softmax, LogSoftmax, Dropout, Nearest, Opaque,
+  Input,
+  Linear,
+  Pointwise,
+  Add,
+  Sub,
+  Mul,
+  Div,
+  Concat,
+  Slice,
+  Reshape,
+  Softmax,
+  LogSoftmax,
+  Dropout,
+  Nearest,
+  Opaque,
 };
 
 const char* kind_name(Kind kind);
@@ -31,10 +44,14 @@ class OpaqueFunction {
   virtual ~OpaqueFunction() = default;
   virtual void forward(Index count, Index d_in, Index d_out, const float* x, float* y) const = 0;
   virtual void forward(Index count, Index d_in, Index d_out, const double* x, double* y) const = 0;
-  virtual void vjp(Index count, Index d_in, Index d_out, const float* x, const float* dy, float* dx) const = 0;
-  virtual void vjp(Index count, Index d_in, Index d_out, const double* x, const double* dy, double* dx) const = 0;
-  virtual void jvp(Index count, Index d_in, Index d_out, const float* x, const float* dx, float* dy) const = 0;
-  virtual void jvp(Index count, Index d_in, Index d_out, const double* x, const double* dx, double* dy) const = 0;
+  virtual void vjp(Index count, Index d_in, Index d_out, const float* x, const float* dy,
+                   float* dx) const = 0;
+  virtual void vjp(Index count, Index d_in, Index d_out, const double* x, const double* dy,
+                   double* dx) const = 0;
+  virtual void jvp(Index count, Index d_in, Index d_out, const float* x, const float* dx,
+                   float* dy) const = 0;
+  virtual void jvp(Index count, Index d_in, Index d_out, const double* x, const double* dx,
+                   double* dy) const = 0;
 };
 
 struct Parameter {
@@ -49,15 +66,15 @@ struct Stage {
   Kind kind = Kind::Input;
   std::string name;
   std::vector<std::string> inputs;  // names of the producing stages
-  Shape shape;                      // of the output; given for Input, Reshape, Opaque, else inferred
+  Shape shape;  // of the output; given for Input, Reshape, Opaque, else inferred
 
-  std::string weight, bias;                      // Linear, Nearest: parameter names ("" = no bias)
+  std::string weight, bias;  // Linear, Nearest: parameter names ("" = no bias)
   std::shared_ptr<const std::vector<std::uint8_t>> mask;  // Linear: (out, in), 1 = connected
-  std::string op;                                // Pointwise: name in the op table
-  std::vector<double> params;                    // Pointwise
-  double rate = 0;                               // Dropout: probability of dropping
-  Index begin = 0, end = 0;                      // Slice
-  std::shared_ptr<const OpaqueFunction> opaque;  // Opaque
+  std::string op;                                         // Pointwise: name in the op table
+  std::vector<double> params;                             // Pointwise
+  double rate = 0;                                        // Dropout: probability of dropping
+  Index begin = 0, end = 0;                               // Slice
+  std::shared_ptr<const OpaqueFunction> opaque;           // Opaque
 
   // Resolved by Graph::finish.
   std::vector<int> in;

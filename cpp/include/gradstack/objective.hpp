@@ -35,9 +35,10 @@ template <class T> class Objective {
   void evaluate(const Run<T>& run, const Worker& worker);
   void backward(const Run<T>& run, const Worker& worker) { plan_.backward(run, worker); }
   // dw (+)= sum over the samples of factor[s] * gradient of s, after evaluate.
-  void weighted_backward(const Run<T>& run, const Worker& worker, const T* factor, T* dw, bool accumulate);
-  // After plan().forward and push: the output's gradient becomes (d2C/dybar2) (its tangent), and with
-  // `gradient` the gradient of its tangent becomes dC/dybar. Ends with a barrier.
+  void weighted_backward(const Run<T>& run, const Worker& worker, const T* factor, T* dw,
+                         bool accumulate);
+  // After plan().forward and push: the output's gradient becomes (d2C/dybar2) (its tangent), and
+  // with `gradient` the gradient of its tangent becomes dC/dybar. Ends with a barrier.
   void cost_curvature(const Run<T>& run, const Worker& worker, bool gradient);
 
   // Sum over the samples of weight * L, any worker after evaluate.
@@ -91,9 +92,9 @@ template <class T> class BatchGradient {
     Index bad_row = -1;  // a row that is not finite
     bool updated = false;
   };
-  // SPMD. run.dw receives the gradient. With run.updater the parameters are updated, unless the loss
-  // is not finite (and `allow_non_finite` is off), a row is bad, or the team was stopped.
-  // All workers get the same result.
+  // SPMD. run.dw receives the gradient. With run.updater the parameters are updated, unless the
+  // loss is not finite (and `allow_non_finite` is off), a row is bad, or the team was stopped. All
+  // workers get the same result.
   Result run(const Run<T>& run, const Batch& batch, const Worker& worker, bool check_finite,
              bool allow_non_finite);
   int workers() const { return workers_; }

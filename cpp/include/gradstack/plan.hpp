@@ -22,9 +22,9 @@ template <class T> class Updater;
 template <class T> struct Run {
   const T* w = nullptr;
   T* dw = nullptr;
-  bool accumulate = false;        // dw += instead of dw =
-  bool train = false;             // dropout active
-  std::uint64_t seed = 0;         // dropout stream
+  bool accumulate = false;  // dw += instead of dw =
+  bool train = false;       // dropout active
+  std::uint64_t seed = 0;   // dropout stream
   std::int64_t step = 0;
   Index first_sample = 0;         // position of the plan's first sample in the batch
   const T* tangent_w = nullptr;   // direction of the parameters in push; null: zero
@@ -36,7 +36,7 @@ template <class T> struct Run {
 template <class T> struct Variable {
   Index d = 0;
   T* value = nullptr;
-  T* grad = nullptr;     // dC/dvalue; null when not wanted
+  T* grad = nullptr;  // dC/dvalue; null when not wanted
   // Jets: first and second derivative along the direction of the run, null where not planned or
   // identically zero, and the gradients with respect to them.
   T* tangent = nullptr;
@@ -58,11 +58,11 @@ struct PlanOptions {
   bool want_dw = true;    // gradients of the parameters
   int want_stage = -1;    // gradient of this stage's output
   // Jets (not fused when they have a backward or are of second order).
-  int jet_order = 0;               // 1: tangents, 2: second derivatives as well
-  bool input_tangents = true;      // directions of the inputs
-  bool parameter_tangents = false; // a direction of the parameters (Run::tangent_w)
-  bool jet_gradients = false;      // allocate for backward_jet
-  std::vector<char> frozen;  // per parameter: its gradient is not wanted (empty: none)
+  int jet_order = 0;                // 1: tangents, 2: second derivatives as well
+  bool input_tangents = true;       // directions of the inputs
+  bool parameter_tangents = false;  // a direction of the parameters (Run::tangent_w)
+  bool jet_gradients = false;       // allocate for backward_jet
+  std::vector<char> frozen;         // per parameter: its gradient is not wanted (empty: none)
 };
 
 template <class T> class Plan {
@@ -104,8 +104,8 @@ template <class T> class Plan {
   // The output of a stage. A view (reshape) is the variable that it views.
   Variable<T>& variable(int stage) { return variables_[index(base_[index(stage)])]; }
   const Variable<T>& variable(int stage) const { return variables_[index(base_[index(stage)])]; }
-  // Vector quantisation: the output is a Nearest block; its cost compares the prototype chosen (this
-  // variable) with the block's input. Null for every other graph.
+  // Vector quantisation: the output is a Nearest block; its cost compares the prototype chosen
+  // (this variable) with the block's input. Null for every other graph.
   Variable<T>* chosen_prototype() { return chosen_.get(); }
 
   const Graph& graph() const { return *graph_; }

@@ -50,8 +50,8 @@ template <class T> class Program {
   ~Program();
 
   // outs: per output (count, d) rows.
-  void forward(const T* w, const std::vector<RowSource>& x, Index count, const std::vector<T*>& outs,
-               CallOptions options);
+  void forward(const T* w, const std::vector<RowSource>& x, Index count,
+               const std::vector<T*>& outs, CallOptions options);
   // Average loss (or sum, see Cost::reduction) of a batch; dw (P,) receives its gradient.
   double value_and_grad(const T* w, const Batch& batch, TargetSpec target,
                         std::shared_ptr<const Cost<T>> cost, T* dw, CallOptions options);

@@ -26,16 +26,16 @@ struct FitOptions {
   Index batch_size = 32;  // 0: the whole data set
   bool shuffle = true;
   std::uint64_t seed = 0;
-  int threads = 0;  // 0: automatic
+  int threads = 0;                // 0: automatic
   bool check_finite = false;      // look at every row as it is gathered (memory maps)
   bool allow_non_finite = false;  // carry on when the loss is not finite
 };
 
 // Where an epoch loop is. Restoring it resumes with the same bits.
 struct Position {
-  std::int64_t epoch = 0;          // finished epochs
-  std::int64_t step_in_epoch = 0;  // finished steps of the current epoch
-  std::int64_t step = 0;           // finished steps in all
+  std::int64_t epoch = 0;               // finished epochs
+  std::int64_t step_in_epoch = 0;       // finished steps of the current epoch
+  std::int64_t step = 0;                // finished steps in all
   double loss_sum = 0, weight_sum = 0;  // of the current epoch
 };
 

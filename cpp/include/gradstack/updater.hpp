@@ -23,14 +23,17 @@ struct OptimizerOptions {
 template <class T> class Optimizer {
  public:
   // Throws std::invalid_argument for an unknown rule or a wrong number of hyperparameters.
-  Optimizer(const std::string& rule, std::vector<double> hyper, Index n_params, OptimizerOptions options);
+  Optimizer(const std::string& rule, std::vector<double> hyper, Index n_params,
+            OptimizerOptions options);
 
   int rule() const { return rule_; }
   Index n_params() const { return n_params_; }
   int n_state() const;
   const OptimizerOptions& options() const { return options_; }
   const std::vector<double>& hyper() const { return hyper_; }
-  T* state(int i) { return state_.data() + static_cast<std::size_t>(i) * static_cast<std::size_t>(n_params_); }
+  T* state(int i) {
+    return state_.data() + static_cast<std::size_t>(i) * static_cast<std::size_t>(n_params_);
+  }
   std::vector<T>& state() { return state_; }
   std::vector<double>& scalars() { return scalars_; }
   std::int64_t steps = 0;  // done so far

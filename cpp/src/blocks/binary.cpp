@@ -7,9 +7,7 @@ namespace gradstack {
 namespace {
 
 // Value and derivatives of one entry along the run's direction.
-template <class T> struct Jet {
-  T v = 0, t = 0, q = 0;
-};
+template <class T> struct Jet { T v = 0, t = 0, q = 0; };
 
 template <class T> class Binary final : public Block<T> {
  public:
@@ -21,13 +19,18 @@ template <class T> class Binary final : public Block<T> {
       const T *a = a_.v->value + at, *b = b_.v->value + at;
       T* z = out_->value + at;
       switch (kind_) {
-        case Kind::Add: g.k->add(n, a, b, z); break;
+        case Kind::Add:
+          g.k->add(n, a, b, z);
+          break;
         case Kind::Sub:
           g.k->axpy(n, T(1), a, z, false);
           g.k->axpy(n, T(-1), b, z, true);
           break;
-        case Kind::Mul: g.k->mul(n, a, b, z, false); break;
-        default: g.k->div(n, a, b, z);
+        case Kind::Mul:
+          g.k->mul(n, a, b, z, false);
+          break;
+        default:
+          g.k->div(n, a, b, z);
       }
     });
   }
@@ -47,10 +50,17 @@ template <class T> class Binary final : public Block<T> {
         const Jet<T> a = jet(*a_.v, i), b = jet(*b_.v, i);
         Jet<T> z;
         switch (kind_) {
-          case Kind::Add: z = {0, a.t + b.t, a.q + b.q}; break;
-          case Kind::Sub: z = {0, a.t - b.t, a.q - b.q}; break;
-          case Kind::Mul: z = product(a, b); break;
-          default: z = product(a, reciprocal(b));
+          case Kind::Add:
+            z = {0, a.t + b.t, a.q + b.q};
+            break;
+          case Kind::Sub:
+            z = {0, a.t - b.t, a.q - b.q};
+            break;
+          case Kind::Mul:
+            z = product(a, b);
+            break;
+          default:
+            z = product(a, reciprocal(b));
         }
         out_->tangent[i] = z.t;
         if (out_->second) out_->second[i] = z.q;
@@ -63,7 +73,8 @@ template <class T> class Binary final : public Block<T> {
       for (Index i = at; i < at + n; ++i) {
         const Jet<T> a = jet(*a_.v, i), b = jet(*b_.v, i), cotangent = grad(i);
         switch (kind_) {
-          case Kind::Add: case Kind::Sub: {
+          case Kind::Add:
+          case Kind::Sub: {
             const T sign = kind_ == Kind::Add ? T(1) : T(-1);
             give(a_, i, cotangent);
             // The same variable twice: what the first has written is added to.
@@ -96,10 +107,17 @@ template <class T> class Binary final : public Block<T> {
   void pull(Index at, Index n, In<T> in, bool first, T* to) const {
     const T *a = a_.v->value + at, *b = b_.v->value + at, *dz = out_->grad + at;
     switch (kind_) {
-      case Kind::Add: g.k->axpy(n, T(1), dz, to, in.accumulate); break;
-      case Kind::Sub: g.k->axpy(n, first ? T(1) : T(-1), dz, to, in.accumulate); break;
-      case Kind::Mul: g.k->mul(n, dz, first ? b : a, to, in.accumulate); break;
-      default: quotient(at, n, first, in.accumulate, to);
+      case Kind::Add:
+        g.k->axpy(n, T(1), dz, to, in.accumulate);
+        break;
+      case Kind::Sub:
+        g.k->axpy(n, first ? T(1) : T(-1), dz, to, in.accumulate);
+        break;
+      case Kind::Mul:
+        g.k->mul(n, dz, first ? b : a, to, in.accumulate);
+        break;
+      default:
+        quotient(at, n, first, in.accumulate, to);
     }
   }
 
@@ -150,7 +168,8 @@ template <class T> class Binary final : public Block<T> {
 
   static Jet<T> reciprocal_adjoint(const Jet<T>& c, const Jet<T>& b, T r) {
     const T h1 = -r * r, h2 = 2 * r * r * r, h3 = -6 * r * r * r * r;
-    return {h1 * c.v + h2 * b.t * c.t + (h3 * b.t * b.t + h2 * b.q) * c.q, h1 * c.t + 2 * h2 * b.t * c.q, h1 * c.q};
+    return {h1 * c.v + h2 * b.t * c.t + (h3 * b.t * b.t + h2 * b.q) * c.q,
+            h1 * c.t + 2 * h2 * b.t * c.q, h1 * c.q};
   }
 
   Kind kind_;
@@ -161,11 +180,14 @@ template <class T> class Binary final : public Block<T> {
 }  // namespace
 
 template <class T>
-std::unique_ptr<Block<T>> make_binary(Geometry<T> g, Kind kind, In<T> a, In<T> b, Variable<T>* out) {
+std::unique_ptr<Block<T>> make_binary(Geometry<T> g, Kind kind, In<T> a, In<T> b,
+                                      Variable<T>* out) {
   return std::make_unique<Binary<T>>(g, kind, a, b, out);
 }
 
-template std::unique_ptr<Block<float>> make_binary(Geometry<float>, Kind, In<float>, In<float>, Variable<float>*);
-template std::unique_ptr<Block<double>> make_binary(Geometry<double>, Kind, In<double>, In<double>, Variable<double>*);
+template std::unique_ptr<Block<float>> make_binary(Geometry<float>, Kind, In<float>, In<float>,
+                                                   Variable<float>*);
+template std::unique_ptr<Block<double>> make_binary(Geometry<double>, Kind, In<double>, In<double>,
+                                                    Variable<double>*);
 
 }  // namespace gradstack

@@ -76,8 +76,8 @@ template <class T> struct LinearSpec {
   int weight_id = -1, bias_id = -1;
   bool want_dw = false, want_db = false;
   bool accumulate_dw = false, accumulate_db = false;  // another block has written this gradient
-  bool make_rows = false;      // transpose the input for dW
-  bool make_jet_rows = false;  // and its derivatives
+  bool make_rows = false;                             // transpose the input for dW
+  bool make_jet_rows = false;                         // and its derivatives
 };
 
 template <class T>
@@ -91,13 +91,15 @@ std::unique_ptr<Block<T>> make_concat(Geometry<T> g, std::vector<In<T>> in, Vari
 template <class T>
 std::unique_ptr<Block<T>> make_slice(Geometry<T> g, In<T> in, Index begin, Variable<T>* out);
 template <class T>
-std::unique_ptr<Block<T>> make_softmax(Geometry<T> g, In<T> in, Variable<T>* out, bool log, Arena& arena);
+std::unique_ptr<Block<T>> make_softmax(Geometry<T> g, In<T> in, Variable<T>* out, bool log,
+                                       Arena& arena);
 template <class T>
-std::unique_ptr<Block<T>> make_dropout(Geometry<T> g, In<T> in, Variable<T>* out, double rate, int stage);
+std::unique_ptr<Block<T>> make_dropout(Geometry<T> g, In<T> in, Variable<T>* out, double rate,
+                                       int stage);
 template <class T>
-std::unique_ptr<Block<T>> make_nearest(Geometry<T> g, In<T> in, Variable<T>* out, Variable<T>* chosen,
-                                       const Parameter* weight, int weight_id, bool want_dw,
-                                       bool accumulate_dw, Arena& arena);
+std::unique_ptr<Block<T>> make_nearest(Geometry<T> g, In<T> in, Variable<T>* out,
+                                       Variable<T>* chosen, const Parameter* weight, int weight_id,
+                                       bool want_dw, bool accumulate_dw, Arena& arena);
 template <class T>
 std::unique_ptr<Block<T>> make_opaque(Geometry<T> g, In<T> in, Variable<T>* out,
                                       const OpaqueFunction* f, Arena& arena);

@@ -21,13 +21,16 @@ template <class T> class Linear final : public Block<T> {
     if (!p_.mask) return;
     masked_w_ = arena.allocate<T>(out_ * in_);
     mask_ = arena.allocate<T>(out_ * in_);
-    if (geometry.plan->options().parameter_tangents) masked_direction_ = arena.allocate<T>(out_ * in_);
-    for (Index i = 0; i < out_ * in_; ++i) mask_[i] = T((*p_.mask)[static_cast<std::size_t>(i)] != 0);
+    if (geometry.plan->options().parameter_tangents)
+      masked_direction_ = arena.allocate<T>(out_ * in_);
+    for (Index i = 0; i < out_ * in_; ++i)
+      mask_[i] = T((*p_.mask)[static_cast<std::size_t>(i)] != 0);
   }
 
   void prepare(const Run<T>& run, const Worker& worker) override {
     if (!p_.mask) return;
-    worker.for_each(out_, [&](Index row) { apply_mask(run.w + p_.weight->offset, masked_w_, row); });
+    worker.for_each(out_,
+                    [&](Index row) { apply_mask(run.w + p_.weight->offset, masked_w_, row); });
   }
 
   void forward(const Run<T>& run, const Worker& worker) override {
@@ -89,8 +92,11 @@ template <class T> class Linear final : public Block<T> {
       T* ds = p_.s->tangent + at;
       const T* db = bias ? bias + r0 : nullptr;
       if (z.tangent) product(rows, w + r0 * in_, z.tangent + from, db, ds, false);
-      if (direction) product(rows, direction + r0 * in_, z.value + from, z.tangent ? nullptr : db, ds, z.tangent);
-      if (p_.s->second) product(rows, w + r0 * in_, z.second + from, nullptr, p_.s->second + at, false);
+      if (direction)
+        product(rows, direction + r0 * in_, z.value + from, z.tangent ? nullptr : db, ds,
+                z.tangent);
+      if (p_.s->second)
+        product(rows, w + r0 * in_, z.second + from, nullptr, p_.s->second + at, false);
       if (p_.make_jet_rows && r0 == 0) transpose_jet(block);
       if (p_.fused.op >= 0)
         g.k->pointwise[p_.fused.op].backward(rows * lanes, p_.fused.params,
@@ -111,8 +117,10 @@ template <class T> class Linear final : public Block<T> {
       const Index r0 = item / blocks * kTileRows, block = item % blocks;
       const Index rows = std::min(kTileRows, in_ - r0);
       pull(block, r0, rows, w, s.grad, z.grad, p_.in.accumulate);
-      if (direction && s.grad_tangent) pull(block, r0, rows, direction, s.grad_tangent, z.grad, true);
-      if (z.grad_tangent) pull(block, r0, rows, w, s.grad_tangent, z.grad_tangent, p_.in.accumulate);
+      if (direction && s.grad_tangent)
+        pull(block, r0, rows, direction, s.grad_tangent, z.grad, true);
+      if (z.grad_tangent)
+        pull(block, r0, rows, w, s.grad_tangent, z.grad_tangent, p_.in.accumulate);
       if (z.grad_second) pull(block, r0, rows, w, s.grad_second, z.grad_second, p_.in.accumulate);
     });
   }
@@ -139,11 +147,14 @@ template <class T> class Linear final : public Block<T> {
     const Index lanes = g.lanes();
     worker.for_each(g.plan->count(), [&](Index s) {
       std::vector<T> ds(static_cast<std::size_t>(out_));
-      for (Index i = 0; i < out_; ++i) ds[static_cast<std::size_t>(i)] = p_.s->grad[(s / lanes * out_ + i) * lanes + s % lanes];
+      for (Index i = 0; i < out_; ++i)
+        ds[static_cast<std::size_t>(i)] = p_.s->grad[(s / lanes * out_ + i) * lanes + s % lanes];
       T* dw = rows + s * ld + p_.weight->offset;
-      g.k->ger(out_, in_, ds.data(), p_.in.v->rows + s * p_.in.v->ld_rows, dw, in_, p_.accumulate_dw);
+      g.k->ger(out_, in_, ds.data(), p_.in.v->rows + s * p_.in.v->ld_rows, dw, in_,
+               p_.accumulate_dw);
       if (p_.mask) g.k->mul(out_ * in_, dw, mask_, dw, false);
-      if (p_.bias) g.k->axpy(out_, T(1), ds.data(), rows + s * ld + p_.bias->offset, p_.accumulate_db);
+      if (p_.bias)
+        g.k->axpy(out_, T(1), ds.data(), rows + s * ld + p_.bias->offset, p_.accumulate_db);
     });
   }
 
@@ -183,12 +194,13 @@ template <class T> class Linear final : public Block<T> {
           direction = masked.data();
         }
         T change[kTileRows * kLanes];
-        product(rows, direction, p_.in.v->value + block * in_ * lanes, p_.bias ? v + p_.bias->offset + r0 : nullptr,
-                change, false);
+        product(rows, direction, p_.in.v->value + block * in_ * lanes,
+                p_.bias ? v + p_.bias->offset + r0 : nullptr, change, false);
         const T* ds = p_.s->grad + (block * out_ + r0) * lanes;
         for (Index i = 0; i < rows * lanes; ++i) sum[i % lanes] += ds[i] * change[i];
       }
-      for (Index l = 0; l < g.plan->block_samples(block); ++l) products[block * lanes + l] += sum[l];
+      for (Index l = 0; l < g.plan->block_samples(block); ++l)
+        products[block * lanes + l] += sum[l];
     });
   }
 
@@ -228,7 +240,9 @@ template <class T> class Linear final : public Block<T> {
       for (Index l = 0; l < lanes; ++l) sums[l] += x[j * lanes + l] * x[j * lanes + l];
   }
 
-  const T* weights(const Run<T>& run) const { return p_.mask ? masked_w_ : run.w + p_.weight->offset; }
+  const T* weights(const Run<T>& run) const {
+    return p_.mask ? masked_w_ : run.w + p_.weight->offset;
+  }
 
   void apply_mask(const T* from, T* to, Index row) const {
     g.k->mul(in_, from + row * in_, mask_ + row * in_, to + row * in_, false);
@@ -240,8 +254,18 @@ template <class T> class Linear final : public Block<T> {
     if (lanes == 1 && !accumulate)
       g.k->gemv(rows, in_, w, in_, z, bias, s);
     else
-      g.k->gemm({.m = rows, .n = lanes, .k = in_, .a = w, .a_row = in_, .a_col = 1, .b = z,
-                 .ldb = lanes, .c = s, .ldc = lanes, .bias = bias, .accumulate = accumulate});
+      g.k->gemm({.m = rows,
+                 .n = lanes,
+                 .k = in_,
+                 .a = w,
+                 .a_row = in_,
+                 .a_col = 1,
+                 .b = z,
+                 .ldb = lanes,
+                 .c = s,
+                 .ldc = lanes,
+                 .bias = bias,
+                 .accumulate = accumulate});
   }
 
   void transpose_input(Index block, const T* z) const {
@@ -260,13 +284,15 @@ template <class T> class Linear final : public Block<T> {
 
   void weight_gradient(const Run<T>& run, Index r0, Index rows) const {
     T* dw = run.dw + p_.weight->offset + r0 * in_;
-    outer_products(r0, rows, p_.s->grad, p_.in.v->rows, p_.in.v->ld_rows, dw, run.accumulate || p_.accumulate_dw);
+    outer_products(r0, rows, p_.s->grad, p_.in.v->rows, p_.in.v->ld_rows, dw,
+                   run.accumulate || p_.accumulate_dw);
     if (p_.mask) g.k->mul(rows * in_, dw, mask_ + r0 * in_, dw, false);
     if (run.updater) run.updater->apply(p_.weight_id, r0 * in_, rows * in_, dw);
   }
 
   // Rows r0.. of sum over samples of ds z^T; z is (samples, in) with row stride ldz.
-  void outer_products(Index r0, Index rows, const T* grad, const T* z, Index ldz, T* dw, bool accumulate) const {
+  void outer_products(Index r0, Index rows, const T* grad, const T* z, Index ldz, T* dw,
+                      bool accumulate) const {
     const Index lanes = g.lanes(), samples = g.plan->count();
     const Index full = samples / lanes, rest = samples % lanes;
     const T* ds = grad + r0 * lanes;
@@ -274,9 +300,20 @@ template <class T> class Linear final : public Block<T> {
       g.k->ger(rows, in_, ds, z, dw, in_, accumulate);
       return;
     }
-    Gemm<T> product{.m = rows, .n = in_, .k = lanes, .segments = full, .a = ds, .a_row = lanes,
-                    .a_col = 1, .a_seg = out_ * lanes, .b = z, .ldb = ldz, .b_seg = lanes * ldz,
-                    .c = dw, .ldc = in_, .accumulate = accumulate};
+    Gemm<T> product{.m = rows,
+                    .n = in_,
+                    .k = lanes,
+                    .segments = full,
+                    .a = ds,
+                    .a_row = lanes,
+                    .a_col = 1,
+                    .a_seg = out_ * lanes,
+                    .b = z,
+                    .ldb = ldz,
+                    .b_seg = lanes * ldz,
+                    .c = dw,
+                    .ldc = in_,
+                    .accumulate = accumulate};
     if (full > 0) g.k->gemm(product);
     if (rest == 0) return;
     product.k = rest;
@@ -288,15 +325,25 @@ template <class T> class Linear final : public Block<T> {
   }
 
   // Rows r0.. of z (+)= W^T s in one block.
-  void pull(Index block, Index r0, Index rows, const T* w, const T* s, T* z, bool accumulate) const {
+  void pull(Index block, Index r0, Index rows, const T* w, const T* s, T* z,
+            bool accumulate) const {
     const Index lanes = g.lanes();
     const T* from = s + block * out_ * lanes;
     T* to = z + (block * in_ + r0) * lanes;
     if (lanes == 1)
       g.k->gemv_t(out_, rows, w + r0, in_, from, to, accumulate);
     else
-      g.k->gemm({.m = rows, .n = lanes, .k = out_, .a = w + r0, .a_row = 1, .a_col = in_, .b = from,
-                 .ldb = lanes, .c = to, .ldc = lanes, .accumulate = accumulate});
+      g.k->gemm({.m = rows,
+                 .n = lanes,
+                 .k = out_,
+                 .a = w + r0,
+                 .a_row = 1,
+                 .a_col = in_,
+                 .b = from,
+                 .ldb = lanes,
+                 .c = to,
+                 .ldc = lanes,
+                 .accumulate = accumulate});
   }
 
   const T* parameter_direction(const Run<T>& run) const {
@@ -316,7 +363,8 @@ template <class T> class Linear final : public Block<T> {
     const Index lanes = g.lanes(), from = block * in_ * lanes;
     const Variable<T>& z = *p_.in.v;
     g.k->block_to_rows(lanes, in_, lanes, z.tangent + from, z.tangent_rows + from, in_, false);
-    if (z.second_rows) g.k->block_to_rows(lanes, in_, lanes, z.second + from, z.second_rows + from, in_, false);
+    if (z.second_rows)
+      g.k->block_to_rows(lanes, in_, lanes, z.second + from, z.second_rows + from, in_, false);
   }
 
   void bias_gradient(const Run<T>& run, Index r0, Index rows) const {
@@ -342,7 +390,9 @@ std::unique_ptr<Block<T>> make_linear(Geometry<T> g, const LinearSpec<T>* spec, 
   return std::make_unique<Linear<T>>(g, spec, arena);
 }
 
-template std::unique_ptr<Block<float>> make_linear(Geometry<float>, const LinearSpec<float>*, Arena&);
-template std::unique_ptr<Block<double>> make_linear(Geometry<double>, const LinearSpec<double>*, Arena&);
+template std::unique_ptr<Block<float>> make_linear(Geometry<float>, const LinearSpec<float>*,
+                                                   Arena&);
+template std::unique_ptr<Block<double>> make_linear(Geometry<double>, const LinearSpec<double>*,
+                                                    Arena&);
 
 }  // namespace gradstack

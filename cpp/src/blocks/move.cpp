@@ -21,7 +21,9 @@ template <class T> class Move final : public Block<T> {
 
   void forward(const Run<T>&, const Worker& worker) override { carry(worker, &Variable<T>::value); }
 
-  void backward_data(const Run<T>&, const Worker& worker) override { carry_back(worker, &Variable<T>::grad); }
+  void backward_data(const Run<T>&, const Worker& worker) override {
+    carry_back(worker, &Variable<T>::grad);
+  }
 
   void push(const Run<T>&, const Worker& worker) override {
     if (out_->tangent) carry(worker, &Variable<T>::tangent);
@@ -50,7 +52,8 @@ template <class T> class Move final : public Block<T> {
   // A piece without this field has a zero derivative; the output's memory for it stays zero.
   void carry(const Worker& worker, Field field) const {
     each(worker, [&](const Piece& p, Index from, Index to, Index n) {
-      if (const T* source = p.in.v->*field) g.k->axpy(n, T(1), source + from, out_->*field + to, false);
+      if (const T* source = p.in.v->*field)
+        g.k->axpy(n, T(1), source + from, out_->*field + to, false);
     });
   }
 
@@ -67,7 +70,8 @@ template <class T> class Move final : public Block<T> {
   // A slice is the first to write the gradient of its input: what it does not cover is zero.
   void clear(const Piece& p, T* piece) const {
     const Index lanes = g.lanes();
-    std::memset(piece - p.in_begin * lanes, 0, static_cast<std::size_t>(p.in.v->d * lanes) * sizeof(T));
+    std::memset(piece - p.in_begin * lanes, 0,
+                static_cast<std::size_t>(p.in.v->d * lanes) * sizeof(T));
   }
 
   std::vector<Piece> pieces_;
@@ -77,8 +81,12 @@ template <class T> class Move final : public Block<T> {
 template <class T> class Dropout final : public Block<T> {
  public:
   Dropout(Geometry<T> geometry, In<T> in, Variable<T>* out, double rate, int stage)
-      : Block<T>(geometry), in_(in), out_(out), scale_(static_cast<T>(1.0 / (1.0 - rate))),
-        threshold_(probability_threshold(rate)), stage_(stage) {}
+      : Block<T>(geometry),
+        in_(in),
+        out_(out),
+        scale_(static_cast<T>(1.0 / (1.0 - rate))),
+        threshold_(probability_threshold(rate)),
+        stage_(stage) {}
 
   void forward(const Run<T>& run, const Worker& worker) override {
     apply(run, worker, in_.v->value, out_->value, false);
@@ -139,18 +147,19 @@ std::unique_ptr<Block<T>> make_concat(Geometry<T> g, std::vector<In<T>> in, Vari
 
 template <class T>
 std::unique_ptr<Block<T>> make_slice(Geometry<T> g, In<T> in, Index begin, Variable<T>* out) {
-  return std::make_unique<Move<T>>(
-      g, std::vector<typename Move<T>::Piece>{{in, begin, 0, out->d}}, out);
+  return std::make_unique<Move<T>>(g, std::vector<typename Move<T>::Piece>{{in, begin, 0, out->d}},
+                                   out);
 }
 
 template <class T>
-std::unique_ptr<Block<T>> make_dropout(Geometry<T> g, In<T> in, Variable<T>* out, double rate, int stage) {
+std::unique_ptr<Block<T>> make_dropout(Geometry<T> g, In<T> in, Variable<T>* out, double rate,
+                                       int stage) {
   return std::make_unique<Dropout<T>>(g, in, out, rate, stage);
 }
 
-#define GS_INSTANTIATE(T)                                                                  \
+#define GS_INSTANTIATE(T)                                                                        \
   template std::unique_ptr<Block<T>> make_concat(Geometry<T>, std::vector<In<T>>, Variable<T>*); \
-  template std::unique_ptr<Block<T>> make_slice(Geometry<T>, In<T>, Index, Variable<T>*);  \
+  template std::unique_ptr<Block<T>> make_slice(Geometry<T>, In<T>, Index, Variable<T>*);        \
   template std::unique_ptr<Block<T>> make_dropout(Geometry<T>, In<T>, Variable<T>*, double, int);
 GS_INSTANTIATE(float)
 GS_INSTANTIATE(double)

@@ -13,9 +13,17 @@ template <class T> class Nearest final : public Block<T> {
  public:
   Nearest(Geometry<T> geometry, In<T> in, Variable<T>* out, Variable<T>* chosen,
           const Parameter* weight, int weight_id, bool want_dw, bool accumulate_dw, Arena& arena)
-      : Block<T>(geometry), in_(in), out_(out), chosen_(chosen), w_(*weight), weight_id_(weight_id),
-        want_dw_(want_dw), accumulate_dw_(accumulate_dw), prototypes_(weight->shape[0]),
-        d_(weight->shape[1]), half_norm_(arena.allocate<T>(prototypes_)),
+      : Block<T>(geometry),
+        in_(in),
+        out_(out),
+        chosen_(chosen),
+        w_(*weight),
+        weight_id_(weight_id),
+        want_dw_(want_dw),
+        accumulate_dw_(accumulate_dw),
+        prototypes_(weight->shape[0]),
+        d_(weight->shape[1]),
+        half_norm_(arena.allocate<T>(prototypes_)),
         scores_(arena.allocate<T>(geometry.blocks() * kGroup * geometry.lanes())) {}
 
   // argmax_k <x, w_k> - ||w_k||^2 / 2 is the same k, and its bulk is one matrix product.
@@ -50,7 +58,8 @@ template <class T> class Nearest final : public Block<T> {
     // A worker owns a range of prototypes and reads all samples in order.
     worker.for_each(prototypes_, [&](Index k) {
       T* dw = run.dw + w_.offset + k * d_;
-      if (!run.accumulate && !accumulate_dw_) std::memset(dw, 0, static_cast<std::size_t>(d_) * sizeof(T));
+      if (!run.accumulate && !accumulate_dw_)
+        std::memset(dw, 0, static_cast<std::size_t>(d_) * sizeof(T));
       for (Index i = 0; i < samples; ++i) {
         const Index block = i / lanes, lane = i % lanes;
         if (static_cast<Index>(out_->value[i]) != k) continue;
@@ -67,7 +76,8 @@ template <class T> class Nearest final : public Block<T> {
       T* dw = rows + s * ld + w_.offset;
       if (!accumulate_dw_) std::memset(dw, 0, static_cast<std::size_t>(w_.size) * sizeof(T));
       const T* from = chosen_->grad + s / lanes * d_ * lanes + s % lanes;
-      for (Index j = 0; j < d_; ++j) dw[static_cast<Index>(out_->value[s]) * d_ + j] += from[j * lanes];
+      for (Index j = 0; j < d_; ++j)
+        dw[static_cast<Index>(out_->value[s]) * d_ + j] += from[j * lanes];
     });
   }
 
@@ -97,8 +107,17 @@ template <class T> class Nearest final : public Block<T> {
     T best[kLanes];
     for (Index first = 0; first < prototypes_; first += kGroup) {
       const Index n = std::min(kGroup, prototypes_ - first);
-      g.k->gemm({.m = n, .n = lanes, .k = d_, .a = w + first * d_, .a_row = d_, .a_col = 1, .b = x,
-                 .ldb = lanes, .c = scores, .ldc = lanes, .bias = half_norm_ + first});
+      g.k->gemm({.m = n,
+                 .n = lanes,
+                 .k = d_,
+                 .a = w + first * d_,
+                 .a_row = d_,
+                 .a_col = 1,
+                 .b = x,
+                 .ldb = lanes,
+                 .c = scores,
+                 .ldc = lanes,
+                 .bias = half_norm_ + first});
       for (Index k = 0; k < n; ++k)
         for (Index l = 0; l < lanes; ++l) {
           const T score = scores[k * lanes + l];
@@ -131,13 +150,18 @@ template <class T> class Nearest final : public Block<T> {
 }  // namespace
 
 template <class T>
-std::unique_ptr<Block<T>> make_nearest(Geometry<T> g, In<T> in, Variable<T>* out, Variable<T>* chosen,
-                                       const Parameter* weight, int weight_id, bool want_dw,
-                                       bool accumulate_dw, Arena& arena) {
-  return std::make_unique<Nearest<T>>(g, in, out, chosen, weight, weight_id, want_dw, accumulate_dw, arena);
+std::unique_ptr<Block<T>> make_nearest(Geometry<T> g, In<T> in, Variable<T>* out,
+                                       Variable<T>* chosen, const Parameter* weight, int weight_id,
+                                       bool want_dw, bool accumulate_dw, Arena& arena) {
+  return std::make_unique<Nearest<T>>(g, in, out, chosen, weight, weight_id, want_dw, accumulate_dw,
+                                      arena);
 }
 
-template std::unique_ptr<Block<float>> make_nearest(Geometry<float>, In<float>, Variable<float>*, Variable<float>*, const Parameter*, int, bool, bool, Arena&);
-template std::unique_ptr<Block<double>> make_nearest(Geometry<double>, In<double>, Variable<double>*, Variable<double>*, const Parameter*, int, bool, bool, Arena&);
+template std::unique_ptr<Block<float>> make_nearest(Geometry<float>, In<float>, Variable<float>*,
+                                                    Variable<float>*, const Parameter*, int, bool,
+                                                    bool, Arena&);
+template std::unique_ptr<Block<double>> make_nearest(Geometry<double>, In<double>,
+                                                     Variable<double>*, Variable<double>*,
+                                                     const Parameter*, int, bool, bool, Arena&);
 
 }  // namespace gradstack

@@ -1,5 +1,5 @@
-// A block implemented by the user (a Python module): rows in, rows out, called by one worker for the
-// whole batch.
+// A block implemented by the user (a Python module): rows in, rows out, called by one worker for
+// the whole batch.
 #include <stdexcept>
 
 #include "block.hpp"
@@ -10,9 +10,13 @@ namespace {
 template <class T> class Opaque final : public Block<T> {
  public:
   Opaque(Geometry<T> geometry, In<T> in, Variable<T>* out, const OpaqueFunction* f, Arena& arena)
-      : Block<T>(geometry), in_(in), out_(out), f_(*f),
+      : Block<T>(geometry),
+        in_(in),
+        out_(out),
+        f_(*f),
         samples_(geometry.blocks() * geometry.lanes()),
-        x_(arena.allocate<T>(samples_ * in.v->d)), dx_(arena.allocate<T>(samples_ * in.v->d)),
+        x_(arena.allocate<T>(samples_ * in.v->d)),
+        dx_(arena.allocate<T>(samples_ * in.v->d)),
         y_(arena.allocate<T>(samples_ * out->d)) {}
 
   void forward(const Run<T>& run, const Worker& worker) override {
@@ -52,7 +56,8 @@ template <class T> class Opaque final : public Block<T> {
  private:
   using Block<T>::g;
   static constexpr const char* kFirstOrder =
-      "a block defined in Python has first derivatives only: second-order quantities need blocks of the library";
+      "a block defined in Python has first derivatives only: second-order quantities need blocks "
+      "of the library";
 
   template <class F> void once(const Run<T>& run, const Worker& worker, F&& f) const {
     if (!worker.leader() || run.error->stopped()) return;
@@ -106,7 +111,9 @@ std::unique_ptr<Block<T>> make_opaque(Geometry<T> g, In<T> in, Variable<T>* out,
   return std::make_unique<Opaque<T>>(g, in, out, f, arena);
 }
 
-template std::unique_ptr<Block<float>> make_opaque(Geometry<float>, In<float>, Variable<float>*, const OpaqueFunction*, Arena&);
-template std::unique_ptr<Block<double>> make_opaque(Geometry<double>, In<double>, Variable<double>*, const OpaqueFunction*, Arena&);
+template std::unique_ptr<Block<float>> make_opaque(Geometry<float>, In<float>, Variable<float>*,
+                                                   const OpaqueFunction*, Arena&);
+template std::unique_ptr<Block<double>> make_opaque(Geometry<double>, In<double>, Variable<double>*,
+                                                    const OpaqueFunction*, Arena&);
 
 }  // namespace gradstack

@@ -21,7 +21,8 @@ template <class T> class PointwiseBlock final : public Block<T> {
     if (!in_.v->grad) return;
     if (!in_.accumulate) {
       each_block(worker, [&](Index at, Index n) {
-        kernels_.backward(n, f_.params, in_.v->value + at, out_->value + at, out_->grad + at, in_.v->grad + at);
+        kernels_.backward(n, f_.params, in_.v->value + at, out_->value + at, out_->grad + at,
+                          in_.v->grad + at);
       });
       return;
     }
@@ -117,7 +118,9 @@ std::unique_ptr<Block<T>> make_pointwise(Geometry<T> g, In<T> in, Variable<T>* o
   return std::make_unique<PointwiseBlock<T>>(g, in, out, f);
 }
 
-template std::unique_ptr<Block<float>> make_pointwise(Geometry<float>, In<float>, Variable<float>*, Pointwise);
-template std::unique_ptr<Block<double>> make_pointwise(Geometry<double>, In<double>, Variable<double>*, Pointwise);
+template std::unique_ptr<Block<float>> make_pointwise(Geometry<float>, In<float>, Variable<float>*,
+                                                      Pointwise);
+template std::unique_ptr<Block<double>> make_pointwise(Geometry<double>, In<double>,
+                                                       Variable<double>*, Pointwise);
 
 }  // namespace gradstack

@@ -23,8 +23,8 @@ template <class T> class Softmax final : public Block<T> {
   void backward_data(const Run<T>&, const Worker& worker) override {
     if (!in_.v->grad) return;
     each(worker, [&](Index at) {
-      g.k->softmax_backward(out_->d, g.lanes(), out_->value + at, out_->grad + at,
-                            in_.v->grad + at, log_, in_.accumulate);
+      g.k->softmax_backward(out_->d, g.lanes(), out_->value + at, out_->grad + at, in_.v->grad + at,
+                            log_, in_.accumulate);
     });
   }
 
@@ -112,7 +112,8 @@ template <class T> class Softmax final : public Block<T> {
                       out_->grad_second ? out_->grad_second[i] : T(0)};
     if (log_) return c;
     const T lt = s.tangent ? s.tangent[i] - m.t : T(0), lq = s.second ? s.second[i] - m.q : T(0);
-    return {p_[i] * (c.v + lt * c.t + (lt * lt + lq) * c.q), p_[i] * (c.t + 2 * lt * c.q), p_[i] * c.q};
+    return {p_[i] * (c.v + lt * c.t + (lt * lt + lq) * c.q), p_[i] * (c.t + 2 * lt * c.q),
+            p_[i] * c.q};
   }
 
   void give(T* to, Index i, T value) const {
@@ -128,11 +129,14 @@ template <class T> class Softmax final : public Block<T> {
 }  // namespace
 
 template <class T>
-std::unique_ptr<Block<T>> make_softmax(Geometry<T> g, In<T> in, Variable<T>* out, bool log, Arena& arena) {
+std::unique_ptr<Block<T>> make_softmax(Geometry<T> g, In<T> in, Variable<T>* out, bool log,
+                                       Arena& arena) {
   return std::make_unique<Softmax<T>>(g, in, out, log, arena);
 }
 
-template std::unique_ptr<Block<float>> make_softmax(Geometry<float>, In<float>, Variable<float>*, bool, Arena&);
-template std::unique_ptr<Block<double>> make_softmax(Geometry<double>, In<double>, Variable<double>*, bool, Arena&);
+template std::unique_ptr<Block<float>> make_softmax(Geometry<float>, In<float>, Variable<float>*,
+                                                    bool, Arena&);
+template std::unique_ptr<Block<double>> make_softmax(Geometry<double>, In<double>,
+                                                     Variable<double>*, bool, Arena&);
 
 }  // namespace gradstack

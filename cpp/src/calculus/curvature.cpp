@@ -13,16 +13,20 @@ constexpr Index kChunk = 256;
 template <class T>
 Curvature<T>::Curvature(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels,
                         std::shared_ptr<const Cost<T>> cost, TargetSpec target, Kind kind)
-    : graph_(std::move(graph)), kernels_(kernels), cost_(std::move(cost)), target_(target), kind_(kind) {}
+    : graph_(std::move(graph)),
+      kernels_(kernels),
+      cost_(std::move(cost)),
+      target_(target),
+      kind_(kind) {}
 
 // Hessian: H v is the gradient of <dC/dw, v>, the derivative of C along v; its adjoint starts with
 // dC/dybar for the tangent of ybar and (d2C/dybar2) (J v) for ybar itself.
 // Gauss-Newton: J^T (d2C/dybar2) J v.
 template <class T>
 void Curvature<T>::product(const T* w, const Batch& batch, const T* v, T* product, int threads) {
-  const bool whole = !cost_->by_block() || std::any_of(graph_->stages().begin(), graph_->stages().end(), [](const Stage& s) {
-    return s.kind == gradstack::Kind::Opaque;
-  });
+  const bool whole = !cost_->by_block() ||
+                     std::any_of(graph_->stages().begin(), graph_->stages().end(),
+                                 [](const Stage& s) { return s.kind == gradstack::Kind::Opaque; });
   const Index chunk = whole ? batch.count : std::min(batch.count, kChunk);
   if (!objective_ || objective_->plan().options().batch != chunk) {
     PlanOptions options;

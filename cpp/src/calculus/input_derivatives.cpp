@@ -2,21 +2,36 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "gradstack/calculus.hpp"
 #include "../rows.hpp"
+#include "gradstack/calculus.hpp"
 
 namespace gradstack {
 
 template <class T>
-InputDerivatives<T>::InputDerivatives(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels, const T* w,
-                                      const RowSource& x, Index count, int order, int threads)
+InputDerivatives<T>::InputDerivatives(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels,
+                                      const T* w, const RowSource& x, Index count, int order,
+                                      int threads)
     : plan_(graph, kernels,
-            {.batch = count, .fuse = false, .gradients = true, .want_dx = true, .want_dw = true, .want_stage = -1,
-             .jet_order = order, .input_tangents = true, .parameter_tangents = false, .jet_gradients = true, .frozen = {}}),
-      w_(w, w + graph->n_params()), x_(static_cast<std::size_t>(count * x.cols)), input_(graph->inputs()[0]),
-      output_(graph->outputs()[0]), in_(x.cols), out_(size_of(graph->stage(output_).shape)),
+            {.batch = count,
+             .fuse = false,
+             .gradients = true,
+             .want_dx = true,
+             .want_dw = true,
+             .want_stage = -1,
+             .jet_order = order,
+             .input_tangents = true,
+             .parameter_tangents = false,
+             .jet_gradients = true,
+             .frozen = {}}),
+      w_(w, w + graph->n_params()),
+      x_(static_cast<std::size_t>(count * x.cols)),
+      input_(graph->inputs()[0]),
+      output_(graph->outputs()[0]),
+      in_(x.cols),
+      out_(size_of(graph->stage(output_).shape)),
       workers_(count == 1 ? 1
-                          : threads_for(6.0 * static_cast<double>(graph->n_params() * count * in_), threads)) {
+                          : threads_for(6.0 * static_cast<double>(graph->n_params() * count * in_),
+                                        threads)) {
   for (Index i = 0; i < count; ++i) gather_row(x, i, x_.data() + i * in_);
   plan_.bind_input(0, x_.data(), in_);
   run_.w = w_.data();
@@ -36,7 +51,8 @@ template <class T> void InputDerivatives<T>::aim(Index j, Index block) {
 }
 
 template <class T> void InputDerivatives<T>::values(T* y) {
-  for (Index b = 0; b < plan_.blocks(); ++b) block_out(plan_, plan_.variable(output_).value, out_, b, y, out_);
+  for (Index b = 0; b < plan_.blocks(); ++b)
+    block_out(plan_, plan_.variable(output_).value, out_, b, y, out_);
 }
 
 template <class T> void InputDerivatives<T>::directional(T* jacobian, T* diagonal) {
@@ -49,7 +65,8 @@ template <class T> void InputDerivatives<T>::directional(T* jacobian, T* diagona
       plan_.push(run_, worker);
       worker.for_each(plan_.count(), [&](Index s) {
         for (Index i = 0; i < out_; ++i) {
-          const Index from = (s / lanes * out_ + i) * lanes + s % lanes, to = (s * out_ + i) * in_ + j;
+          const Index from = (s / lanes * out_ + i) * lanes + s % lanes,
+                      to = (s * out_ + i) * in_ + j;
           if (jacobian) jacobian[to] = y.tangent[from];
           if (diagonal) diagonal[to] = y.second[from];
         }
@@ -79,7 +96,8 @@ template <class T> void InputDerivatives<T>::hessian(T* hessian) {
         plan_.backward_jet(run_, worker);
         worker.for_each(plan_.count(), [&](Index s) {
           for (Index k = 0; k < in_; ++k)
-            hessian[((s * out_ + i) * in_ + k) * in_ + j] = x.grad[(s / lanes * in_ + k) * lanes + s % lanes];
+            hessian[((s * out_ + i) * in_ + k) * in_ + j] =
+                x.grad[(s / lanes * in_ + k) * lanes + s % lanes];
         });
         worker.sync();
       }
@@ -89,7 +107,8 @@ template <class T> void InputDerivatives<T>::hessian(T* hessian) {
 
 template <class T>
 void InputDerivatives<T>::pullback(const T* dy, const T* djac, const T* ddiag, T* dx, T* dw) {
-  if (ddiag && order() < 2) throw std::invalid_argument("ddiag: second derivatives were not asked for (order=1)");
+  if (ddiag && order() < 2)
+    throw std::invalid_argument("ddiag: second derivatives were not asked for (order=1)");
   const Variable<T>&y = plan_.variable(output_), &x = plan_.variable(input_);
   const Index lanes = plan_.lanes();
   std::fill(dx, dx + plan_.count() * in_, T(0));
@@ -104,13 +123,15 @@ void InputDerivatives<T>::pullback(const T* dy, const T* djac, const T* ddiag, T
         // dy belongs to the value, which every direction shares: it enters once.
         block_in(plan_, j == 0 ? dy : nullptr, out_, b, y.grad, out_);
         block_in(plan_, djac ? djac + j : nullptr, out_, b, y.grad_tangent, out_ * in_, in_);
-        if (y.grad_second) block_in(plan_, ddiag ? ddiag + j : nullptr, out_, b, y.grad_second, out_ * in_, in_);
+        if (y.grad_second)
+          block_in(plan_, ddiag ? ddiag + j : nullptr, out_, b, y.grad_second, out_ * in_, in_);
       });
       worker.sync();
       plan_.push(run, worker);
       plan_.backward_jet(run, worker);
       worker.for_each(plan_.count(), [&](Index s) {
-        for (Index k = 0; k < in_; ++k) dx[s * in_ + k] += x.grad[(s / lanes * in_ + k) * lanes + s % lanes];
+        for (Index k = 0; k < in_; ++k)
+          dx[s * in_ + k] += x.grad[(s / lanes * in_ + k) * lanes + s % lanes];
       });
       worker.sync();
     }

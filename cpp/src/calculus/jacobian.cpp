@@ -1,7 +1,7 @@
 #include <algorithm>
 
-#include "gradstack/calculus.hpp"
 #include "../rows.hpp"
+#include "gradstack/calculus.hpp"
 
 namespace gradstack {
 namespace {
@@ -16,8 +16,12 @@ bool sees_whole_batch(const Graph& graph) {
 }  // namespace
 
 template <class T>
-Jacobian<T>::Jacobian(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels, int wrt, std::size_t output)
-    : graph_(std::move(graph)), kernels_(kernels), wrt_(wrt), output_(graph_->outputs()[output]),
+Jacobian<T>::Jacobian(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels, int wrt,
+                      std::size_t output)
+    : graph_(std::move(graph)),
+      kernels_(kernels),
+      wrt_(wrt),
+      output_(graph_->outputs()[output]),
       in_(wrt == kParameters ? graph_->n_params() : size_of(graph_->stage(wrt).shape)),
       out_(size_of(graph_->stage(output_).shape)),
       // A direction costs about as much forward as backward: take the fewer.
@@ -48,13 +52,16 @@ std::vector<std::unique_ptr<Plan<T>>>& Jacobian<T>::plans(Index capacity, int wo
 }
 
 template <class T>
-void Jacobian<T>::evaluate(const T* w, const std::vector<RowSource>& x, Index count, T* jacobian, int threads) {
+void Jacobian<T>::evaluate(const T* w, const std::vector<RowSource>& x, Index count, T* jacobian,
+                           int threads) {
   if (count == 0) return;
   const Index size = sees_whole_batch(*graph_) ? count : std::min(count, kLanes);
   const Index chunks = (count + size - 1) / size;
   const Index capacity = size == 1 ? 1 : std::max(size, kLanes);
-  const double flops = 2.0 * static_cast<double>(graph_->n_params() * count * (1 + std::min(in_, out_)));
-  const int workers = static_cast<int>(std::min<Index>(chunks, count == 1 ? 1 : threads_for(flops, threads)));
+  const double flops =
+      2.0 * static_cast<double>(graph_->n_params() * count * (1 + std::min(in_, out_)));
+  const int workers =
+      static_cast<int>(std::min<Index>(chunks, count == 1 ? 1 : threads_for(flops, threads)));
   auto& team = plans(capacity, workers);
   TeamError error;
   Run<T> run;
@@ -70,7 +77,8 @@ void Jacobian<T>::evaluate(const T* w, const std::vector<RowSource>& x, Index co
 }
 
 template <class T>
-void Jacobian<T>::chunk(Plan<T>& plan, Run<T> run, const std::vector<RowSource>& x, Index first, Index count, T* to) {
+void Jacobian<T>::chunk(Plan<T>& plan, Run<T> run, const std::vector<RowSource>& x, Index first,
+                        Index count, T* to) {
   bind_rows(plan, x, first, count);
   plan.forward(run, Worker{});
   if (forward_mode_)
@@ -87,11 +95,13 @@ template <class T> void Jacobian<T>::forward_mode(Plan<T>& plan, const Run<T>& r
     for (Index b = 0; b < plan.blocks(); ++b) block_in<T>(plan, nullptr, v.d, b, v.tangent, 0);
   }
   for (Index j = 0; j < in_; ++j) {
-    for (Index b = 0; b < plan.blocks(); ++b) block_unit(plan, j, in_, b, plan.variable(wrt_).tangent);
+    for (Index b = 0; b < plan.blocks(); ++b)
+      block_unit(plan, j, in_, b, plan.variable(wrt_).tangent);
     plan.push(run, Worker{});
     for (Index s = 0; s < plan.count(); ++s)
       for (Index i = 0; i < out_; ++i)
-        to[(s * out_ + i) * in_ + j] = tangent ? tangent[(s / lanes * out_ + i) * lanes + s % lanes] : T(0);
+        to[(s * out_ + i) * in_ + j] =
+            tangent ? tangent[(s / lanes * out_ + i) * lanes + s % lanes] : T(0);
   }
 }
 
@@ -109,7 +119,8 @@ template <class T> void Jacobian<T>::reverse_mode(Plan<T>& plan, const Run<T>& r
     }
     plan.backward(run, Worker{});
     const Variable<T>& x = plan.variable(wrt_);
-    for (Index b = 0; b < plan.blocks(); ++b) block_out(plan, x.grad, in_, b, to + i * in_, out_ * in_);
+    for (Index b = 0; b < plan.blocks(); ++b)
+      block_out(plan, x.grad, in_, b, to + i * in_, out_ * in_);
   }
 }
 

@@ -198,6 +198,9 @@ template <class T> __attribute__((noinline)) void sweep_packed_a(const Gemm<T>& 
 template <class T> void gemm_bands(const Gemm<T>& g) {
   using Shape = GemmShape<T>;
   const PackA how = how_to_pack_a(g);
+  if (how == PackA::kNone && g.m <= Shape::kBand && g.k * g.segments <= Shape::kDepth) {
+    return sweep(g, false);  // tiny layers: copying the arguments would be felt
+  }
   for (Index m0 = 0; m0 < g.m; m0 += Shape::kBand) {
     const Index rows = g.m - m0 < Shape::kBand ? g.m - m0 : Shape::kBand;
     for_each_chunk(g.segments, g.k, Shape::kDepth, [&](const Chunk& chunk) {
@@ -240,13 +243,12 @@ template <class T> __attribute__((noinline)) void gemm_packed_b(const Gemm<T>& g
   }
 }
 
-template <class T> void gemm(const Gemm<T>& given) {
-  Gemm<T> g = given;
-  // A stride that is never taken: choose the one that needs no packing.
-  if (g.k == 1) {
-    g.a_col = 1;
-  } else if (g.m == 1 && g.a_col != 1) {
-    g.a_row = 1;
+template <class T> void gemm(const Gemm<T>& g) {
+  // A stride that is never taken: let it be the one that needs no packing.
+  if (g.a_col != 1 && (g.k == 1 || (g.m == 1 && g.a_row != 1))) {
+    Gemm<T> same = g;
+    (g.k == 1 ? same.a_col : same.a_row) = 1;
+    return gemm(same);
   }
   // Packing costs about as much as four rows of A.
   const bool long_rows = g.ldb * static_cast<Index>(sizeof(T)) >= 512;

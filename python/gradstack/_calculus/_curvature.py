@@ -81,8 +81,8 @@ def ggnvp(
 ) -> Array:
     """Product of the generalised Gauss-Newton matrix of the average loss with a vector.
 
-    G = (1/B) sum_b J_b^T (d2L_b/dybar2) J_b with J_b = dybar_b/dw (Schraudolph 2002, "Fast curvature
-    matrix-vector products for second-order gradient descent").
+    G = (1/B) sum_b J_b^T (d2L_b/dybar2) J_b with J_b = dybar_b/dw (Schraudolph 2002, "Fast
+    curvature matrix-vector products for second-order gradient descent").
 
     Parameters
     ----------

@@ -177,8 +177,8 @@ class FastJacobian:
         shape = x.shape
         result: Array
         if shape == self.sample:
-            result = self.evaluate(self.w, [x.reshape(1, self.size)])
-            return result[0]
+            result = self.evaluate(self.w, [x.reshape(1, self.size)])[0]
+            return result
         if shape and shape[0] and shape[1:] == self.sample:
             result = self.evaluate(self.w, [x.reshape(shape[0], self.size)])
             return result

@@ -107,9 +107,7 @@ def per_sample_grad_norm(
     inputs = at.inputs
     if inputs.count == 0:
         return np.empty(0, inputs.dtype)
-    norms: Array = at.core("per_sample").norms(
-        at.w, inputs.xs, at.target, threads_of(num_threads)
-    )
+    norms: Array = at.core("per_sample").norms(at.w, inputs.xs, at.target, threads_of(num_threads))
     return norms.reshape(()) if inputs.single else norms
 
 

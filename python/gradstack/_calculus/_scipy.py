@@ -66,7 +66,9 @@ def as_scipy(
     frozen = frozen_entries(net)
 
     def fun(w: Any) -> tuple[float, Array]:
-        loss, g = program.value_and_grad(as_vector(w, at.w.size, double, "w"), xs, target, core, weight)
+        loss, g = program.value_and_grad(
+            as_vector(w, at.w.size, double, "w"), xs, target, core, weight
+        )
         g[frozen] = 0
         return float(loss), g
 

@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _installation(arguments: argparse.Namespace) -> dict[str, Any]:
     config = gs.show_config()
-    packages = {}
+    packages: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
             packages[package] = importlib.metadata.version(package)

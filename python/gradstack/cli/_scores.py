@@ -18,9 +18,11 @@ def answers(outputs: Array, target: Target) -> Array:
     """
     outputs = outputs.astype(np.float64)
     if not target.classes:
-        return outputs[:, 0] * target.scale + target.mean
+        numbers: Array = outputs[:, 0] * target.scale + target.mean
+        return numbers
     powers = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+    probabilities: Array = powers / powers.sum(axis=1, keepdims=True)
+    return probabilities
 
 
 def score(answer: Array, truth: Array, target: Target) -> dict[str, float]:

@@ -37,8 +37,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         table, target_name, None if arguments.task == "auto" else arguments.task
     )
     truth = target.encode(table)
-    rng = np.random.default_rng(arguments.seed)
-    train, test = _split(truth, arguments.test_size, target, rng)
+    held_out, watched = np.random.default_rng(arguments.seed).spawn(2)
+    train, test = _split(truth, arguments.test_size, target, held_out)
     target = target.with_scale(table, train)
     encoding = Encoding(_fit_features(table, target, train, arguments), target)
     x = encode_features(encoding.features, table, arguments.dtype)
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     talk(f"network {_describe(net)}: {net.w.size} parameters")
 
     start = time.perf_counter()
-    history = _fit(net, (x, y), train, target=target, rng=rng, arguments=arguments)
+    history = _fit(net, (x, y), train, target=target, rng=watched, arguments=arguments)
     seconds = time.perf_counter() - start
 
     net.eval()

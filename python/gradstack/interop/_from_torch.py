@@ -111,11 +111,11 @@ class Layers:
         if _hooks(module):
             raise ValueError(f"{_name(module, path)} has hooks, which cannot be converted")
         if type(module) is self._torch.nn.Sequential:
-            made = nn.Sequential()
-            self._made[id(module)] = made
+            chain = nn.Sequential()
+            self._made[id(module)] = chain
             for name, child in module._modules.items():
-                made.add_module(name, self.convert(child, f"{path}.{name}" if path else name))
-            return made
+                chain.add_module(name, self.convert(child, f"{path}.{name}" if path else name))
+            return chain
         made = self._layer(module, path)
         self._made[id(module)] = made
         return made

@@ -19,6 +19,8 @@ SOLVERS = ("auto", "exact", "cg")
 _EXACT_SIZE = 3000  # unknowns or residuals, whichever are fewer
 _EXACT_VALUES = 1 << 26  # of a wide Jacobian, which is kept whole, or of the cost's Hessians
 
+_BLOCK = 64  # unknowns that a triangular solve takes at once
+
 
 class Step(NamedTuple):
     """A step and what the model says of it."""
@@ -97,8 +99,8 @@ def _is_small(problem: BatchProblem, unknowns: int) -> bool:
 class _Exact:
     """The model from Jacobians, G = A^T A.
 
-    With more residuals than unknowns `_gram` is G, added up from chunks of samples, if wanted by way
-    of the triangle R with R^T R = G. Otherwise A itself is kept (`_rows`) and `_gram` is A A^T.
+    With more residuals than unknowns `_gram` is G, added up from chunks of samples; `refine` goes
+    by way of the triangle R with R^T R = G. Otherwise A is kept (`_rows`), and `_gram` is A A^T.
     """
 
     def __init__(
@@ -121,12 +123,11 @@ class _Exact:
         self._r = None if residual is None else residual.reshape(-1)
         self._gram = np.empty((0, 0)) if self._wide else np.zeros((n, n))
         reduce = refine and not self._wide and residual is not None
-        triangle = np.empty((0, n + 1))  # [R | Q^T r]
+        triangle: Array = np.empty((0, n + 1))  # [R | Q^T r]
         g = np.zeros(n)
         d = ybar.shape[1]
-        for part, jacobian in problem.jacobian_chunks(w):
-            if n < w.size:
-                jacobian = jacobian[:, :, free]
+        for part, whole in problem.jacobian_chunks(w):
+            jacobian = whole if n == w.size else whole[:, :, free]
             g += jacobian.reshape(-1, n).T @ cost.gradient[part].reshape(-1)
             rows = cost.root.rows(jacobian, part)
             if self._wide:
@@ -134,7 +135,7 @@ class _Exact:
             elif reduce and self._r is not None:
                 r = self._r[part.start * d : part.start * d + len(rows)]
                 below = np.column_stack([rows, r])
-                triangle = np.linalg.qr(np.concatenate([triangle, below]), mode="r")
+                triangle = _triangle(np.concatenate([triangle, below]))
             else:
                 self._gram += rows.T @ rows
         if reduce:
@@ -185,17 +186,33 @@ class _Exact:
         return full
 
 
+def _triangle(matrix: Array) -> Array:
+    """R of the QR factorisation."""
+    r: Any = np.linalg.qr(matrix, mode="r")
+    return np.asarray(r)
+
+
 def _solve_positive(matrix: Array, damping: float, right: Array) -> Array:
     """(matrix + damping I)^-1 right, for a positive semi-definite matrix."""
     damped = matrix.copy()
     damped.flat[:: len(matrix) + 1] += damping
     try:
-        solution: Array = np.linalg.solve(damped, right)
+        lower = np.linalg.cholesky(damped)
     except np.linalg.LinAlgError:
-        solution = np.full_like(right, np.nan)
-    if not np.isfinite(solution).all():
         # Damping below rounding does not make a singular matrix regular.
-        solution = np.linalg.lstsq(damped, right, rcond=None)[0]
+        return np.linalg.lstsq(damped, right, rcond=None)[0]
+    half = _solve_lower(lower, right)
+    # L^T, with rows and columns reversed, is lower triangular again.
+    return _solve_lower(lower.T[::-1, ::-1], half[::-1])[::-1]
+
+
+def _solve_lower(lower: Array, right: Array) -> Array:
+    """Forward substitution, block by block: NumPy has no triangular solver."""
+    solution = right.copy()
+    for begin in range(0, len(right), _BLOCK):
+        part = slice(begin, begin + _BLOCK)
+        solution[part] -= lower[part, :begin] @ solution[:begin]
+        solution[part] = np.linalg.solve(lower[part, part], solution[part])
     return solution
 
 

@@ -18,7 +18,7 @@ _EXACT_OUTPUTS = 32  # so many backward passes per update of the factors are sti
 
 
 class KFAC(PythonOptimizer):
-    """K-FAC (Martens and Grosse 2015, "Optimizing neural networks with Kronecker-factored ...").
+    """K-FAC: natural gradient with Kronecker factors (Martens and Grosse 2015).
 
     The generalised Gauss-Newton matrix of each linear layer is taken as A (x) S, where A = E[z z^T]
     is the second moment of its inputs (with a 1 for the bias) and S = E[ds ds^T] that of the
@@ -54,8 +54,10 @@ class KFAC(PythonOptimizer):
 
     Notes
     -----
-    Factors see the net without dropout. A weight used by several blocks has one pair of factors for
-    all of them. Parameters outside of linear layers move along the plain gradient.
+    Source: "Optimizing neural networks with Kronecker-factored approximate curvature"; the damping
+    is added to the eigenvalues of the product. Factors see the net without dropout. A weight used
+    by several blocks has one pair of factors for all of them. Parameters outside of linear layers
+    move along the plain gradient.
 
     Examples
     --------
@@ -73,13 +75,13 @@ class KFAC(PythonOptimizer):
 
     def __init__(
         self,
-        lr: Lr = 0.1,
+        lr: Lr = 0.03,
         momentum: float = 0.9,
-        damping: float = 1e-3,
+        damping: float = 1e-2,
         decay: float = 0.95,
         update_every: int = 10,
         samples: int | None = None,
-        kl_clip: float | None = 1e-2,
+        kl_clip: float | None = 1e-4,
         weight_decay: float = 0.0,
         seed: int = 0,
         *,
@@ -134,7 +136,7 @@ class KFAC(PythonOptimizer):
         return float(loss)
 
     def _decayed(self, problem: BatchProblem, w: Array) -> Array:
-        decay = self.weight_decay * w.astype(np.float64)
+        decay: Array = self.weight_decay * w.astype(np.float64)
         if not self.decay_bias:
             for parameter in problem.compiled.graph.parameters():
                 if len(parameter["shape"]) == 1:
@@ -227,10 +229,10 @@ def kronecker_factors(
         stages = {row["name"]: row for row in result["stages"]}
         if not a:
             a = [_input_moment(slot, stages, problem.count) for slot in slots]
-        for total, slot in zip(s, slots, strict=True):
+        for i, slot in enumerate(slots):
             for name in slot.blocks:
                 ds = stages[name]["dout"].astype(np.float64)
-                total += ds.T @ ds
+                s[i] += ds.T @ ds
     return [Factors(*pair) for pair in zip(a, s, strict=True)]
 
 
@@ -246,7 +248,7 @@ def _input_moment(slot: LayerSlot, stages: dict[str, Any], count: int) -> Array:
 
 
 def _gather(slot: LayerSlot, g: Array) -> Array:
-    dw = g[slot.weight].reshape(slot.shape)
+    dw: Array = g[slot.weight].reshape(slot.shape)
     return dw if slot.bias is None else np.column_stack([dw, g[slot.bias]])
 
 

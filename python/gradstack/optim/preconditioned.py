@@ -46,8 +46,8 @@ class Preconditioned(PythonOptimizer):
     Raises
     ------
     ValueError
-        eta holds NaN or infinity, is not symmetric, has a negative entry (a vector) or an eigenvalue
-        below -1e-10 of the largest; in training: it does not fit the net.
+        eta holds NaN or infinity, is not symmetric, or has a negative entry (a vector) or an
+        eigenvalue below -1e-10 of the largest; in training: it does not fit the net.
 
     Examples
     --------
@@ -147,7 +147,10 @@ class Preconditioned(PythonOptimizer):
 
 class _Diagonal(NamedTuple):
     rates: Array
-    kind = "vector"
+
+    @property
+    def kind(self) -> str:
+        return "vector"
 
     @property
     def size(self) -> int:
@@ -164,7 +167,10 @@ class _Dense(NamedTuple):
     """A positive semi-definite matrix as F F^T: g F F^T g is a square, whatever the rounding."""
 
     factor: Array
-    kind = "matrix"
+
+    @property
+    def kind(self) -> str:
+        return "matrix"
 
     @property
     def size(self) -> int:

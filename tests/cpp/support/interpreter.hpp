@@ -49,7 +49,8 @@ template <class N> N apply_op(const std::string& op, const std::vector<double>& 
   if (op == "identity") return x;
   if (op == "relu") return s > 0 ? x : chain(x, 0, 0);
   if (op == "leaky_relu") return s > 0 ? x : chain(x, Real(p[0]) * s, Real(p[0]));
-  if (op == "elu") return s > 0 ? x : chain(x, Real(p[0]) * std::expm1(s), Real(p[0]) * std::exp(s));
+  if (op == "elu")
+    return s > 0 ? x : chain(x, Real(p[0]) * std::expm1(s), Real(p[0]) * std::exp(s));
   if (op == "tanh") return chain(x, std::tanh(s), 1 - std::tanh(s) * std::tanh(s));
   if (op == "sigmoid") return chain(x, sigmoid, sigmoid * (1 - sigmoid));
   if (op == "silu") return chain(x, s * sigmoid, sigmoid * (1 + s * (1 - sigmoid)));
@@ -77,8 +78,10 @@ template <class N> class Sample {
       offsets_[p.name] = offset;
       shapes_[p.name] = p.shape;
       for (Index extent = 1, axis = 0; axis <= static_cast<Index>(p.shape.size()); ++axis) {
-        if (axis == static_cast<Index>(p.shape.size())) offset += extent;
-        else extent *= p.shape[at(axis)];
+        if (axis == static_cast<Index>(p.shape.size()))
+          offset += extent;
+        else
+          extent *= p.shape[at(axis)];
       }
     }
     for (std::size_t i = 0; i < x.size(); ++i)
@@ -96,15 +99,26 @@ template <class N> class Sample {
   Vector compute(const Stage& stage) {
     const Vector a = value(stage.inputs.at(0));
     switch (stage.kind) {
-      case Kind::Linear: return linear(stage, a);
-      case Kind::Pointwise: return map(a, [&](N x) { return apply_op(stage.op, stage.params, x); });
-      case Kind::Add: return zip(a, stage, [](N x, N y) { return x + y; });
-      case Kind::Sub: return zip(a, stage, [](N x, N y) { return x - y; });
-      case Kind::Mul: return zip(a, stage, [](N x, N y) { return x * y; });
-      case Kind::Div: return zip(a, stage, [](N x, N y) { return x / y; });
-      case Kind::Slice: return Vector(a.begin() + stage.begin, a.begin() + stage.end);
-      case Kind::Reshape: case Kind::Dropout: return a;
-      case Kind::Softmax: case Kind::LogSoftmax: return softmax(a, stage.kind == Kind::LogSoftmax);
+      case Kind::Linear:
+        return linear(stage, a);
+      case Kind::Pointwise:
+        return map(a, [&](N x) { return apply_op(stage.op, stage.params, x); });
+      case Kind::Add:
+        return zip(a, stage, [](N x, N y) { return x + y; });
+      case Kind::Sub:
+        return zip(a, stage, [](N x, N y) { return x - y; });
+      case Kind::Mul:
+        return zip(a, stage, [](N x, N y) { return x * y; });
+      case Kind::Div:
+        return zip(a, stage, [](N x, N y) { return x / y; });
+      case Kind::Slice:
+        return Vector(a.begin() + stage.begin, a.begin() + stage.end);
+      case Kind::Reshape:
+      case Kind::Dropout:
+        return a;
+      case Kind::Softmax:
+      case Kind::LogSoftmax:
+        return softmax(a, stage.kind == Kind::LogSoftmax);
       case Kind::Concat: {
         Vector all;
         for (const std::string& name : stage.inputs) {
@@ -113,7 +127,8 @@ template <class N> class Sample {
         }
         return all;
       }
-      default: throw std::logic_error("the interpreter does not know this kind of block");
+      default:
+        throw std::logic_error("the interpreter does not know this kind of block");
     }
   }
 
@@ -137,7 +152,8 @@ template <class N> class Sample {
     for (Index i = 0; i < shape[0]; ++i) {
       N sum = stage.bias.empty() ? N(0) : w_[at(offsets_.at(stage.bias) + i)];
       for (Index j = 0; j < shape[1]; ++j)
-        if (!stage.mask || (*stage.mask)[at(i * shape[1] + j)]) sum = sum + w[i * shape[1] + j] * z[at(j)];
+        if (!stage.mask || (*stage.mask)[at(i * shape[1] + j)])
+          sum = sum + w[i * shape[1] + j] * z[at(j)];
       s.push_back(sum);
     }
     return s;
@@ -158,8 +174,8 @@ template <class N> class Sample {
 
 // Rows of sample i of every input, with tangents where given.
 template <class N>
-std::vector<std::vector<N>> sample_rows(const std::vector<Values>& xs, const std::vector<Values>& dxs, Index i,
-                                        Index count) {
+std::vector<std::vector<N>> sample_rows(const std::vector<Values>& xs,
+                                        const std::vector<Values>& dxs, Index i, Index count) {
   std::vector<std::vector<N>> rows;
   for (std::size_t k = 0; k < xs.size(); ++k) {
     const std::size_t d = xs[k].size() / at(count);
@@ -180,8 +196,8 @@ struct Outputs {
   std::vector<std::vector<Real>> values, tangents;
 };
 
-inline Outputs interpret(const Graph& graph, const Values& w, const std::vector<Values>& xs, Index count,
-                         const std::vector<Values>& dxs, const Values& dw) {
+inline Outputs interpret(const Graph& graph, const Values& w, const std::vector<Values>& xs,
+                         Index count, const std::vector<Values>& dxs, const Values& dw) {
   std::vector<Dual> parameters;
   for (std::size_t i = 0; i < w.size(); ++i) parameters.emplace_back(w[i], dw.empty() ? 0 : dw[i]);
   Outputs result;
@@ -198,14 +214,15 @@ inline Outputs interpret(const Graph& graph, const Values& w, const std::vector<
   return result;
 }
 
-inline std::vector<std::vector<Real>> interpret(const Graph& graph, const Values& w, const std::vector<Values>& xs,
-                                                Index count) {
+inline std::vector<std::vector<Real>> interpret(const Graph& graph, const Values& w,
+                                                const std::vector<Values>& xs, Index count) {
   const std::vector<Real> parameters(w.begin(), w.end());
   std::vector<std::vector<Real>> result(graph.outputs().size());
   for (Index i = 0; i < count; ++i) {
     Sample<Real> sample(graph, parameters, sample_rows<Real>(xs, {}, i, count));
     for (std::size_t k = 0; k < result.size(); ++k)
-      for (const Real y : sample.value(graph.stage(graph.outputs()[k]).name)) result[k].push_back(y);
+      for (const Real y : sample.value(graph.stage(graph.outputs()[k]).name))
+        result[k].push_back(y);
   }
   return result;
 }

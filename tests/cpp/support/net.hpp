@@ -33,8 +33,8 @@ class Net {
 
   struct LinearOptions {
     bool bias = true;
-    Mask mask = {};            // (out, in)
-    std::string share = "";    // a Linear whose parameters this one uses
+    Mask mask = {};          // (out, in)
+    std::string share = "";  // a Linear whose parameters this one uses
   };
 
   std::string linear(const std::string& x, Index out, const LinearOptions& options) {
@@ -51,7 +51,8 @@ class Net {
   }
   std::string linear(const std::string& x, Index out) { return linear(x, out, LinearOptions{}); }
 
-  std::string pointwise(const std::string& x, const std::string& op, std::vector<double> params = {}) {
+  std::string pointwise(const std::string& x, const std::string& op,
+                        std::vector<double> params = {}) {
     Stage stage;
     stage.op = op;
     stage.params = std::move(params);
@@ -117,7 +118,8 @@ class Net {
 
   // The graph, its blocks added in the order they were written, or (seed > 0) in a random order.
   // Inputs keep their order: it is that of the arguments.
-  std::shared_ptr<const Graph> finish(const std::vector<std::string>& outputs, unsigned seed = 0) const {
+  std::shared_ptr<const Graph> finish(const std::vector<std::string>& outputs,
+                                      unsigned seed = 0) const {
     auto graph = std::make_shared<Graph>();
     for (const auto& [name, shape] : parameters_) graph->parameter(name, shape);
     std::vector<Stage> order = stages_;
@@ -137,7 +139,9 @@ class Net {
   }
 
  private:
-  std::string next_name(const std::string& kind) const { return kind + std::to_string(stages_.size()); }
+  std::string next_name(const std::string& kind) const {
+    return kind + std::to_string(stages_.size());
+  }
 
   std::string add(Kind kind, Stage stage, std::vector<std::string> inputs, Shape shape) {
     stage.kind = kind;

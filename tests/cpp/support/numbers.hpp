@@ -1,4 +1,5 @@
-// Random data and comparisons. Values are exact in float, so that every dtype sees the same problem.
+// Random data and comparisons. Values are exact in float, so that every dtype sees the same
+// problem.
 #pragma once
 
 #include <algorithm>
@@ -30,7 +31,8 @@ inline Values random_values(Index n, unsigned seed, double lo = -1, double hi = 
 inline Values random_parameters(const Graph& graph, unsigned seed) {
   Values w;
   for (const gradstack::Parameter& p : graph.parameters()) {
-    const double bound = p.shape.size() > 1 ? 1.5 / std::sqrt(static_cast<double>(p.shape[1])) : 0.3;
+    const double bound =
+        p.shape.size() > 1 ? 1.5 / std::sqrt(static_cast<double>(p.shape[1])) : 0.3;
     const Values part = random_values(p.size, seed++, -bound, bound);
     w.insert(w.end(), part.begin(), part.end());
   }
@@ -44,13 +46,17 @@ template <class T, class S> std::vector<T> cast(const std::vector<S>& values) {
 }
 
 template <class T> bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+  return a.size() == b.size() &&
+         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
 }
 
-template <class T> double epsilon() { return static_cast<double>(std::numeric_limits<T>::epsilon()); }
+template <class T> double epsilon() {
+  return static_cast<double>(std::numeric_limits<T>::epsilon());
+}
 
 // The largest |got - want| in units of eps(T) * max(1, max |want|).
-template <class T, class S> double worst_error(const std::vector<T>& got, const std::vector<S>& want) {
+template <class T, class S>
+double worst_error(const std::vector<T>& got, const std::vector<S>& want) {
   if (got.size() != want.size()) return std::numeric_limits<double>::infinity();
   double worst = 0, scale = 1;
   for (const S w : want) scale = std::max(scale, static_cast<double>(std::abs(w)));
@@ -83,7 +89,8 @@ template <class T> gradstack::RowSource rows(const std::vector<T>& values, Index
   return gradstack::rows_of(values.data(), count, static_cast<Index>(values.size()) / count);
 }
 
-template <class T> std::vector<gradstack::RowSource> row_sources(const std::vector<std::vector<T>>& xs, Index count) {
+template <class T>
+std::vector<gradstack::RowSource> row_sources(const std::vector<std::vector<T>>& xs, Index count) {
   std::vector<gradstack::RowSource> sources;
   for (const auto& x : xs) sources.push_back(rows(x, count));
   return sources;

@@ -13,7 +13,8 @@ template <class T> Index block_position(const gradstack::Plan<T>& plan, Index i,
   return (i / plan.lanes() * d + j) * plan.lanes() + i % plan.lanes();
 }
 
-template <class T> std::vector<T> rows_of_blocks(const gradstack::Plan<T>& plan, const T* blocks, Index d) {
+template <class T>
+std::vector<T> rows_of_blocks(const gradstack::Plan<T>& plan, const T* blocks, Index d) {
   std::vector<T> result(at(plan.count() * d));
   for (Index i = 0; i < plan.count(); ++i)
     for (Index j = 0; j < d; ++j) result[at(i * d + j)] = blocks[block_position(plan, i, j, d)];
@@ -44,8 +45,9 @@ template <class T> struct Passes {
 
 // us: gradients of the outputs; outputs of one graph are distinct here. xs outlive the call.
 template <class T>
-Passes<T> run_passes(gradstack::Plan<T>& plan, const std::vector<T>& w, const std::vector<std::vector<T>>& xs,
-                     const std::vector<std::vector<T>>& us, Index count, int workers) {
+Passes<T> run_passes(gradstack::Plan<T>& plan, const std::vector<T>& w,
+                     const std::vector<std::vector<T>>& xs, const std::vector<std::vector<T>>& us,
+                     Index count, int workers) {
   const Graph& graph = plan.graph();
   plan.set_count(count);
   for (std::size_t i = 0; i < xs.size(); ++i)
@@ -63,7 +65,8 @@ Passes<T> run_passes(gradstack::Plan<T>& plan, const std::vector<T>& w, const st
     result.outputs.push_back(rows_of_blocks(plan, v.value, v.d));
   }
   for (std::size_t k = 0; k < us.size(); ++k) set_gradient(plan, graph.outputs()[k], us[k]);
-  gradstack::run_team(workers, [&](const gradstack::Worker& worker) { plan.backward(run, worker); });
+  gradstack::run_team(workers,
+                      [&](const gradstack::Worker& worker) { plan.backward(run, worker); });
   for (const int id : graph.inputs()) {
     const gradstack::Variable<T>& v = plan.variable(id);
     result.dxs.push_back(v.grad ? rows_of_blocks(plan, v.grad, v.d) : std::vector<T>{});

@@ -19,8 +19,8 @@ struct Schedule {
 };
 
 // A net with a mask, a residual sum and a parameter used twice, from `in` to `out` features.
-inline std::string busy_net(Net& net, const std::string& x, Index width, Index out, double dropout = 0,
-                            bool shared = false) {
+inline std::string busy_net(Net& net, const std::string& x, Index width, Index out,
+                            double dropout = 0, bool shared = false) {
   const std::string a = net.linear(x, width, {.mask = random_mask(width, net.width(x), 0.6, 3)});
   std::string h = net.pointwise(a, "tanh");
   if (dropout > 0) h = net.dropout(h, dropout);
@@ -95,10 +95,11 @@ template <class T> struct DataSet {
 };
 
 template <class T>
-std::shared_ptr<gradstack::Cost<T>> make_cost(const std::string& name, std::vector<double> params = {},
-                                              std::vector<T> class_weight = {},
-                                              gradstack::Reduction reduction = gradstack::Reduction::Mean) {
-  return std::make_shared<gradstack::TableCost<T>>(name, std::move(params), std::move(class_weight), reduction);
+std::shared_ptr<gradstack::Cost<T>> make_cost(
+    const std::string& name, std::vector<double> params = {}, std::vector<T> class_weight = {},
+    gradstack::Reduction reduction = gradstack::Reduction::Mean) {
+  return std::make_shared<gradstack::TableCost<T>>(name, std::move(params), std::move(class_weight),
+                                                   reduction);
 }
 
 }  // namespace test

@@ -32,7 +32,9 @@ class RandomGraph {
     static constexpr Index kWidths[] = {1, 3, 17, 33, 65, 127};
     return kWidths[pick(6)];
   }
-  const std::string& any_variable() { return variables_[at(pick(static_cast<int>(variables_.size())))]; }
+  const std::string& any_variable() {
+    return variables_[at(pick(static_cast<int>(variables_.size())))];
+  }
 
   // Another variable of the width of x, made by a Linear if there is none.
   std::string partner(const std::string& x) {
@@ -57,14 +59,22 @@ class RandomGraph {
 
   std::string pointwise(const std::string& x) {
     switch (pick(9)) {
-      case 0: return net_.pointwise(x, "relu");
-      case 1: return net_.pointwise(x, "leaky_relu", {0.1});
-      case 2: return net_.pointwise(x, "elu", {1.3});
-      case 3: return net_.pointwise(x, "gelu");
-      case 4: return net_.pointwise(x, "sine");
-      case 5: return net_.pointwise(x, "silu");
-      case 6: return net_.pointwise(x, "sigmoid");
-      default: return net_.pointwise(x, "tanh");
+      case 0:
+        return net_.pointwise(x, "relu");
+      case 1:
+        return net_.pointwise(x, "leaky_relu", {0.1});
+      case 2:
+        return net_.pointwise(x, "elu", {1.3});
+      case 3:
+        return net_.pointwise(x, "gelu");
+      case 4:
+        return net_.pointwise(x, "sine");
+      case 5:
+        return net_.pointwise(x, "silu");
+      case 6:
+        return net_.pointwise(x, "sigmoid");
+      default:
+        return net_.pointwise(x, "tanh");
     }
   }
 
@@ -72,18 +82,36 @@ class RandomGraph {
     const std::string x = any_variable();
     std::string z;
     switch (pick(13)) {
-      case 0: case 1: z = linear(x); break;
-      case 2: case 3: z = pointwise(linear(x)); break;  // the pair that is fused
-      case 4: z = pointwise(x); break;
-      case 5: z = net_.binary(Kind::Add, x, partner(x)); break;
-      case 6: z = net_.binary(Kind::Sub, x, partner(x)); break;
-      case 7: z = net_.pointwise(net_.binary(Kind::Mul, x, partner(x)), "tanh"); break;
+      case 0:
+      case 1:
+        z = linear(x);
+        break;
+      case 2:
+      case 3:
+        z = pointwise(linear(x));
+        break;  // the pair that is fused
+      case 4:
+        z = pointwise(x);
+        break;
+      case 5:
+        z = net_.binary(Kind::Add, x, partner(x));
+        break;
+      case 6:
+        z = net_.binary(Kind::Sub, x, partner(x));
+        break;
+      case 7:
+        z = net_.pointwise(net_.binary(Kind::Mul, x, partner(x)), "tanh");
+        break;
       case 8: {
-        const std::string positive = net_.pointwise(net_.pointwise(partner(x), "sigmoid"), "affine", {1, 0.5});
+        const std::string positive =
+            net_.pointwise(net_.pointwise(partner(x), "sigmoid"), "affine", {1, 0.5});
         z = net_.binary(Kind::Div, x, positive);
         break;
       }
-      case 9: z = net_.concat(pick(2) == 0 ? std::vector{x, any_variable()} : std::vector{x, any_variable(), x}); break;
+      case 9:
+        z = net_.concat(pick(2) == 0 ? std::vector{x, any_variable()}
+                                     : std::vector{x, any_variable(), x});
+        break;
       case 10: {
         const Index n = net_.width(x), begin = pick(static_cast<int>(n));
         z = net_.slice(x, begin, begin + 1 + pick(static_cast<int>(n - begin)));
@@ -95,7 +123,8 @@ class RandomGraph {
         z = net_.reshape(z, {n});
         break;
       }
-      default: z = net_.softmax(net_.width(x) > 1 ? x : net_.linear(x, 5), pick(2) == 0);
+      default:
+        z = net_.softmax(net_.width(x) > 1 ? x : net_.linear(x, 5), pick(2) == 0);
     }
     variables_.push_back(z);
   }

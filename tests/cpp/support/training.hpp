@@ -49,11 +49,15 @@ template <class T> class Training {
  public:
   Training(const Plot& p, int threads, const gradstack::Kernels<T>& kernels = best_kernels<T>(),
            std::shared_ptr<gradstack::Cost<T>> cost = nullptr)
-      : plot_(p), data(*p.graph, p.samples, 3), w(cast<T>(random_parameters(*p.graph, 1))),
-        optimizer(std::make_shared<gradstack::Optimizer<T>>(p.rule, p.hyper, p.graph->n_params(), p.optimizer)),
+      : plot_(p),
+        data(*p.graph, p.samples, 3),
+        w(cast<T>(random_parameters(*p.graph, 1))),
+        optimizer(std::make_shared<gradstack::Optimizer<T>>(p.rule, p.hyper, p.graph->n_params(),
+                                                            p.optimizer)),
         trainer(p.graph, kernels,
-                cost ? cost : make_cost<T>(p.cost, p.labels ? std::vector{0.0} : std::vector<double>{},
-                                           cast<T>(p.class_weight)),
+                cost ? cost
+                     : make_cost<T>(p.cost, p.labels ? std::vector{0.0} : std::vector<double>{},
+                                    cast<T>(p.class_weight)),
                 optimizer, p.frozen),
         threads_(threads) {}
 
@@ -65,7 +69,8 @@ template <class T> class Training {
     options.threads = threads_;
     options.check_finite = plot_.check_finite;
     options.allow_non_finite = plot_.allow_non_finite;
-    trainer.begin(w.data(), data.batch(plot_.labels, plot_.weighted), data.target(plot_.labels), options);
+    trainer.begin(w.data(), data.batch(plot_.labels, plot_.weighted), data.target(plot_.labels),
+                  options);
   }
 
   // Averages of the epochs that ended.
@@ -80,7 +85,8 @@ template <class T> class Training {
     std::vector<double> scalars;
     std::int64_t steps = 0;
     bool operator==(const State& o) const {
-      return same_bits(w, o.w) && same_bits(state, o.state) && same_bits(scalars, o.scalars) && steps == o.steps;
+      return same_bits(w, o.w) && same_bits(state, o.state) && same_bits(scalars, o.scalars) &&
+             steps == o.steps;
     }
   };
   State state() const { return {w, optimizer->state(), optimizer->scalars(), optimizer->steps}; }
@@ -109,7 +115,8 @@ template <class T> struct Trajectory {
 };
 
 template <class T>
-Trajectory<T> record(const Plot& p, Index steps, int threads, const gradstack::Kernels<T>& kernels = best_kernels<T>()) {
+Trajectory<T> record(const Plot& p, Index steps, int threads,
+                     const gradstack::Kernels<T>& kernels = best_kernels<T>()) {
   Training<T> training(p, threads, kernels);
   training.begin();
   Trajectory<T> result;
