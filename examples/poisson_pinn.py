@@ -78,17 +78,20 @@ def draw(u: Array, exact: Array, x: Array, history: Array) -> Any:
     figure, axes = plt.subplots(
         1, 3, figsize=(10, 2.9), layout="constrained", width_ratios=(1, 1, 1.1)
     )
+    n = int(len(u) ** 0.5)
+    side = np.linspace(0, 1, n)
     off = u - exact
     most = np.abs(off).max()
-    colors = ({"cmap": "viridis"}, {"cmap": "RdBu", "vmin": -most, "vmax": most})
-    labels = ("solution u, and training points", "u minus the exact solution")
-    n = int(len(u) ** 0.5)
-    for axis, values, color, label in zip(axes, (u, off), colors, labels, strict=False):
-        extent = {"extent": (0, 1, 0, 1), "origin": "lower"}
-        image = axis.imshow(values.reshape(n, n).T, **extent, **color)
-        axis.set(xlabel="x", ylabel="y", title=label)
+    shown = (
+        (u, "viridis", np.linspace(u.min(), u.max(), 20), "solution u, and training points"),
+        (off, "RdBu", np.linspace(-most, most, 20), "u minus the exact solution"),
+    )
+    for axis, (values, colors, levels, label) in zip(axes, shown, strict=False):
+        filled = axis.contourf(side, side, values.reshape(n, n).T, levels, cmap=colors)
+        axis.set(xlabel="x", ylabel="y", title=label, aspect="equal")
         axis.grid(False)
-        figure.colorbar(image, ax=axis)
+        ends = np.linspace(levels[0], levels[-1], 5)
+        figure.colorbar(filled, ax=axis, ticks=ends, format="%.2g")
     axes[0].plot(*x.T, ".", color="white", markersize=1.5)
     axes[2].semilogy(history[:, 0], history[:, 1], label="residual of the equation")
     axes[2].semilogy(history[:, 0], history[:, 2], label="error of the solution")

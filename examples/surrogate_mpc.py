@@ -24,8 +24,7 @@ from gradstack import nn, optim
 DT, HORIZON = 0.04, 50  # s, steps
 FORCE = 12.0  # N, the strongest push; a control u of +-1
 STATE_WEIGHT = np.diag([0.5, 1.0, 0.01, 0.02])  # position, angle from upright, velocities
-END_WEIGHT = 20 * STATE_WEIGHT
-CONTROL_WEIGHT = 0.02
+END_WEIGHT, CONTROL_WEIGHT = 20 * STATE_WEIGHT, 0.02
 
 
 def simulate(z: Array, u: Array) -> Array:
@@ -97,7 +96,7 @@ def plan(net: nn.Module, z: Array, u: Array, rounds: int) -> Array:
             duu, duz = b @ hessian @ b + CONTROL_WEIGHT, b @ hessian @ a
             wanted = u[k] - du / duu
             step[k] = min(max(wanted, -1.0), 1.0) - u[k]
-            gains[k] = -duz / duu * (abs(wanted) < 1)  # at its limit a control cannot react
+            gains[k] = -duz / duu * (abs(wanted) < 1)  # a control at its limit cannot react
             dz = STATE_WEIGHT @ zs[k] + a.T @ dz + gains[k] * (du + duu * step[k]) + duz * step[k]
             hessian = STATE_WEIGHT + a.T @ hessian @ a - duu * np.outer(gains[k], gains[k])
         for part in (1.0, 0.5, 0.2, 0.05):

@@ -78,7 +78,7 @@ def make_recipe(seed: int, activations: list[str] | None = None) -> Recipe:
             last = act(push(n, "linear", last, len(linears) - 1))
         elif kind == "reshape":
             last = push(n, "reshape", last)
-    head = str(rng.choice(["none", "none", "softmax", "log_softmax"]))
+    head = str(rng.choice(["none", "softmax", "log_softmax"]))
     last = linear(last, int(rng.integers(1 if head == "none" else 2, 4)))
     if head != "none":
         last = push(widths[last], head, last)

@@ -274,6 +274,17 @@ def test_per_sample(case: Case, shape: tuple[int, int]) -> None:
 
 
 @cases
+def test_gradient_of_every_sample(case: Case) -> None:
+    shape = (7, 5)
+    cost = make(case, shape)
+    ybar, y = draw(case, shape)
+    x = torch.tensor(ybar, requires_grad=True)
+    losses = case.oracle(x, torch.tensor(y), "none")
+    (losses.mean(1) if losses.ndim == 2 else losses).sum().backward()
+    assert_close(cost.gradient(ybar, y), x.grad.numpy(), 1e-10)
+
+
+@cases
 def test_sample_weights_give_the_weighted_average(case: Case) -> None:
     shape = (9, 5)
     cost = make(case, shape)

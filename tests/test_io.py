@@ -115,6 +115,15 @@ def test_every_activation_comes_back(name: str, tmp_path: Path) -> None:
     np.testing.assert_array_equal(back(x), net(x))
 
 
+def test_every_module_of_the_library_can_be_written_down() -> None:
+    from gradstack._architecture import _CONTAINERS, _LEAVES
+
+    classes = {name: getattr(nn, name) for name in nn.__all__}
+    modules = {n for n, c in classes.items() if isinstance(c, type) and issubclass(c, nn.Module)}
+    # A base class, a list without a forward, and Python functions.
+    assert modules - set(_LEAVES) - set(_CONTAINERS) == {"Module", "ModuleList", "Pointwise"}
+
+
 def test_sharing_survives(tmp_path: Path) -> None:
     gs.save(shared(), tmp_path / "a")
     back = gs.load(tmp_path / "a")
@@ -311,6 +320,10 @@ def test_damaged_architecture(case: str, tmp_path: Path) -> None:
 
 GRAPH_DAMAGE: dict[str, Callable[[Any], None]] = {
     "kind": lambda g: g["steps"][0].update(kind="eval"),
+    "no input": lambda g: g["steps"][0].update(inputs=[]),
+    "one of two inputs": lambda g: next(s for s in g["steps"] if s["kind"] == "mul")[
+        "inputs"
+    ].pop(),
     "dangling": lambda g: g["steps"][2].update(inputs=["nobody"]),
     "path": lambda g: g["steps"][0].update(kind="module", path="nobody"),
     "op": lambda g: next(s for s in g["steps"] if s["kind"] == "pointwise").update(op="exec"),

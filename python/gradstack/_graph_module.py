@@ -67,6 +67,8 @@ class GraphModule(Module):
         for step in steps:
             if step["kind"] not in _KINDS:
                 raise ValueError(f"block {step['name']!r} has unknown kind {step['kind']!r}")
+            if len(step["inputs"]) < (2 if step["kind"] in _BINARY else 1):
+                raise ValueError(f"block {step['name']!r} lacks an input")
             for name in step["inputs"]:
                 if name not in known:
                     raise ValueError(f"block {step['name']!r} reads {name!r}, which is not there")

@@ -63,18 +63,28 @@ def _add_train(commands: Any) -> None:
     model.add_argument(
         "--hidden",
         type=_widths,
-        default=(128, 64),
+        default=(256, 128),
         metavar="N,N",
-        help="widths of the hidden layers, '' for none (default: 128,64)",
+        help="widths of the hidden layers, '' for none (default: 256,128)",
     )
     model.add_argument("--activation", default="relu", help="pointwise function (default: relu)")
     model.add_argument(
-        "--dropout", type=_number(0, 1), default=0.0, metavar="P", help="after each hidden layer"
+        "--dropout",
+        type=_number(0, 1),
+        default=0.1,
+        metavar="P",
+        help="probability, after each hidden layer (default: %(default)s)",
     )
-    model.add_argument("--dtype", choices=["float32", "float64"], default="float32")
+    model.add_argument(
+        "--dtype", choices=["float32", "float64"], default="float32", help="(default: %(default)s)"
+    )
     fit = parser.add_argument_group("training")
-    fit.add_argument("--epochs", type=_whole(0), default=60, metavar="N")
-    fit.add_argument("--batch-size", type=_whole(1), default=32, metavar="N")
+    fit.add_argument(
+        "--epochs", type=_whole(0), default=60, metavar="N", help="(default: %(default)s)"
+    )
+    fit.add_argument(
+        "--batch-size", type=_whole(1), default=32, metavar="N", help="(default: %(default)s)"
+    )
     fit.add_argument("--optimizer", default="adam", help="update rule (default: adam)")
     fit.add_argument(
         "--lr", type=_number(0), metavar="X", help="learning rate (default: the optimiser's own)"
@@ -89,7 +99,13 @@ def _add_train(commands: Any) -> None:
         default="cosine",
         help="learning rate over the epochs (default: %(default)s)",
     )
-    fit.add_argument("--seed", type=_whole(0), default=0, metavar="N")
+    fit.add_argument(
+        "--seed",
+        type=_whole(0),
+        default=0,
+        metavar="N",
+        help="of the split, the initial weights, shuffling and dropout (default: %(default)s)",
+    )
     fit.add_argument(
         "--test-size",
         type=_number(0, 1),

@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,9 +28,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     out = arguments.out or "model.safetensors"
     _check_writable(out)
     activation = _activation(arguments.activation)
+    optimizer = _optimizer(arguments)
     table = read_table(
         arguments.data, header=not arguments.no_header, delimiter=arguments.delimiter
     )
+    for name in arguments.drop:
+        table.column(name)
     target_name = arguments.target or table.target
     if target_name is None:
         raise InputError(f"--target is needed: the columns are {shorten(table.columns)}")
@@ -54,7 +58,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     talk(f"network {_describe(net)}: {net.w.size} parameters")
 
     start = time.perf_counter()
-    history = _fit(net, (x, y), train, target=target, rng=watched, arguments=arguments)
+    history = _fit(net, (x, y), train, optimizer, target=target, rng=watched, arguments=arguments)
     seconds = time.perf_counter() - start
 
     net.eval()
@@ -122,7 +126,8 @@ def _activation(name: str) -> Any:
     return getattr(nn, modules[name])
 
 
-def _optimizer(arguments: argparse.Namespace, steps: int) -> Any:
+def _optimizer(arguments: argparse.Namespace) -> Callable[[int], Any]:
+    """Return what makes the optimiser for a number of steps; complains before training starts."""
     from gradstack import _core
 
     rules = {rule["cls"].lower(): rule for rule in _core.rules()}
@@ -142,9 +147,12 @@ def _optimizer(arguments: argparse.Namespace, steps: int) -> Any:
         options[option] = value
     cls = getattr(optim, rule["cls"])
     lr = arguments.lr if arguments.lr is not None else cls().lr
-    if arguments.schedule == "cosine":
-        lr = optim.schedules.cosine(lr, steps)
-    return cls(lr=lr, **options)
+
+    def make(steps: int) -> Any:
+        rate = optim.schedules.cosine(lr, steps) if arguments.schedule == "cosine" else lr
+        return cls(lr=rate, **options)
+
+    return make
 
 
 def _split(
@@ -173,8 +181,6 @@ def _split(
 def _fit_features(
     table: Table, target: Target, train: Array, arguments: argparse.Namespace
 ) -> tuple[Feature, ...]:
-    for name in arguments.drop:
-        table.column(name)
     left_out = {target.name, *arguments.drop}
     features = tuple(
         Feature.fit(table, name, train, arguments.max_categories)
@@ -208,6 +214,7 @@ def _fit(
     net: Any,
     data: tuple[Array, Array],
     train: Array,
+    optimizer: Callable[[int], Any],
     *,
     target: Target,
     rng: np.random.Generator,
@@ -227,7 +234,7 @@ def _fit(
         x[train],
         y[train],
         cost=nn.CrossEntropyLoss() if target.classes else nn.MSELoss(),
-        optimizer=_optimizer(arguments, steps),
+        optimizer=optimizer(steps),
         batch_size=arguments.batch_size,
         epochs=arguments.epochs,
         seed=arguments.seed,
