@@ -21,20 +21,23 @@ inline constexpr int kChains = 12;
 #define GS_CHAIN(i, constraint, step) \
   c##i = step(c##i, x, y);            \
   asm volatile("" : "+" constraint(c##i));
-#define GS_FMA_LOOP(name, attributes, vector, constraint, broadcast, step)                      \
-  attributes inline void name(int rounds) {                                                     \
-    const vector x = broadcast(0.999f), y = broadcast(0.001f);                                  \
-    vector c0 = x, c1 = y, c2 = x, c3 = y, c4 = x, c5 = y, c6 = x, c7 = y, c8 = x, c9 = y,      \
-           c10 = x, c11 = y;                                                                    \
-    for (int n = 0; n < rounds; ++n) {                                                          \
-      GS_CHAIN(0, constraint, step)                                                             \
-      GS_CHAIN(1, constraint, step)                                                             \
-      GS_CHAIN(2, constraint, step) GS_CHAIN(3, constraint, step) GS_CHAIN(4, constraint, step) \
-          GS_CHAIN(5, constraint, step) GS_CHAIN(6, constraint, step)                           \
-              GS_CHAIN(7, constraint, step) GS_CHAIN(8, constraint, step)                       \
-                  GS_CHAIN(9, constraint, step) GS_CHAIN(10, constraint, step)                  \
-                      GS_CHAIN(11, constraint, step)                                            \
-    }                                                                                           \
+#define GS_FMA_LOOP(name, attributes, vector, constraint, broadcast, step)                        \
+  attributes inline void name(int rounds) {                                                       \
+    const vector x = broadcast(0.999f), y = broadcast(0.001f);                                    \
+    vector c0 = x, c1 = y, c2 = x, c3 = y, c4 = x, c5 = y, c6 = x, c7 = y, c8 = x, c9 = y,        \
+           c10 = x, c11 = y;                                                                      \
+    for (int n = 0; n < rounds; ++n) {                                                            \
+      GS_CHAIN(0, constraint, step)                                                               \
+      GS_CHAIN(1, constraint, step)                                                               \
+      GS_CHAIN(2, constraint, step)                                                               \
+      GS_CHAIN(3, constraint, step)                                                               \
+      GS_CHAIN(4, constraint, step)                                                               \
+      GS_CHAIN(5, constraint, step)                                                               \
+      GS_CHAIN(6, constraint, step)                                                               \
+      GS_CHAIN(7, constraint, step)                                                               \
+      GS_CHAIN(8, constraint, step)                                                               \
+      GS_CHAIN(9, constraint, step) GS_CHAIN(10, constraint, step) GS_CHAIN(11, constraint, step) \
+    }                                                                                             \
   }
 
 #if defined(__x86_64__)
