@@ -62,8 +62,8 @@ template <class S, class T> void check_layouts() {
                             {s, 0},          {-s, -kRows * s}, {10 * s + 1, s + 2}};
   for (const Layout& layout : layouts)
     for (const Index shift : {0, 1}) {
-      std::vector<char> memory(400, 0x55);
-      char* base = memory.data() + 200 + shift;
+      std::vector<char> memory(800, 0x55);
+      char* base = memory.data() + 400 + shift;
       for (Index i = 0; i < kRows; ++i)
         for (Index j = 0; j < kCols; ++j) {
           const S value = extreme<S>(i * kCols + j);
