@@ -185,6 +185,21 @@ template <class T> void add_layout(const Kernels<T>& kernels) {
       }
       state.SetBytesProcessed(bytes * static_cast<std::int64_t>(state.iterations()));
     });
+    add_benchmark("rows_to_tiles/" + size, kernels, [=, &kernels](benchmark::State& state) {
+      const auto rows = random_values<T>(d * kLanes);
+      const Index panels = (d + gradstack::kPanel - 1) / gradstack::kPanel;
+      std::vector<T> tiles(static_cast<std::size_t>(panels * gradstack::kPanel * kLanes));
+      std::vector<T> want = tiles;
+      gradstack::reference_kernels(T()).rows_to_tiles(kLanes, d, kLanes, rows.data(), d,
+                                                      want.data());
+      kernels.rows_to_tiles(kLanes, d, kLanes, rows.data(), d, tiles.data());
+      if (tiles != want) state.SkipWithError("wrong result");
+      for (auto _ : state) {
+        kernels.rows_to_tiles(kLanes, d, kLanes, rows.data(), d, tiles.data());
+        benchmark::ClobberMemory();
+      }
+      state.SetBytesProcessed(bytes * static_cast<std::int64_t>(state.iterations()));
+    });
     add_benchmark("block_to_rows/" + size, kernels, [=, &kernels](benchmark::State& state) {
       const auto block = random_values<T>(d * kLanes);
       std::vector<T> rows(block.size()), want = rows;

@@ -10,9 +10,10 @@ namespace {
 constexpr Index kSlots = 16;                 // gradient slots of the chunk schedule
 constexpr Index kChunkParameters = 1 << 16;  // above, slots would not stay in cache
 constexpr Index kChunkSamples = 64;
-constexpr Index kRange = 4096;          // parameters reduced per item of work
+constexpr Index kSlotShare = 128;  // parameters per sample: above, adding up slots would be felt
+constexpr Index kRange = 4096;     // parameters reduced per item of work
 constexpr double kPlanBytes = 1 << 28;  // activations of one plan: larger batches are cut
-constexpr double kFusedFlops = 1e9;     // longer steps keep the update apart: see run_tiles
+constexpr double kFusedFlops = 1e10;    // longer steps keep the update apart: see run_tiles
 
 // The user's code: it sees all samples at once, and may throw.
 bool has_opaque(const Graph& graph) {
@@ -39,7 +40,8 @@ BatchGradient<T>::BatchGradient(std::shared_ptr<const Graph> graph, const Kernel
   Index features = 0;
   for (const Stage& stage : graph_->stages()) features += size_of(stage.shape);
   if (!has_opaque(*graph_) && cost_->by_block()) {
-    chunked_ = batch >= 2 * kLanes && graph_->n_params() <= kChunkParameters;
+    chunked_ =
+        batch >= 2 * kLanes && graph_->n_params() <= std::min(kChunkParameters, kSlotShare * batch);
     const double bytes = 3.0 * static_cast<double>(features) * sizeof(T);
     if (chunked_)
       chunk_ = std::clamp(round_up((batch + kSlots - 1) / kSlots, kLanes), kLanes, kChunkSamples);

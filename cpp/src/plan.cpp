@@ -78,7 +78,7 @@ template <class T> void Plan<T>::find_uses() {
 template <class T> void Plan<T>::find_wanted_gradients() {
   const auto& stages = graph_->stages();
   wants_grad_.assign(stages.size(), 0);
-  needs_rows_.assign(stages.size(), 0);
+  needs_tiles_.assign(stages.size(), 0);
   if (!options_.gradients) return;
   for (std::size_t i = 0; i < stages.size(); ++i) {
     const Stage& stage = stages[i];
@@ -88,7 +88,7 @@ template <class T> void Plan<T>::find_wanted_gradients() {
     for (int input : stage.in) wants = wants || wants_grad_[index(base_[index(input)])];
     wants_grad_[i] = wants;
     if (stage.kind == Kind::Linear && wants_dw(stage.weight_id))
-      needs_rows_[index(base_[index(stage.in[0])])] = 1;
+      needs_tiles_[index(base_[index(stage.in[0])])] = 1;
   }
   for (int output : graph_->outputs()) wants_grad_[index(base_[index(output)])] = 1;
 }
@@ -112,6 +112,7 @@ template <class T> void Plan<T>::allocate() {
   const Index samples = blocks() * lanes_;
   variables_.resize(stages.size());
   owned_rows_.assign(graph_->inputs().size(), nullptr);
+  bound_.resize(graph_->inputs().size());
   // Backwards, so that a fused Linear finds the buffers of its pointwise block: they share one
   // gradient (dC/ds overwrites dC/dz), and one value where h' is had from z.
   for (std::size_t i = stages.size(); i-- > 0;) {
@@ -137,22 +138,23 @@ template <class T> void Plan<T>::allocate() {
         v.grad_tangent = arena_.allocate<T>(samples * v.d);
         if (v.second) v.grad_second = arena_.allocate<T>(samples * v.d);
       }
-      if (options_.jet_gradients && needs_rows_[i]) {
-        v.tangent_rows = lanes_ == 1 ? v.tangent : arena_.allocate<T>(samples * v.d);
-        if (v.second) v.second_rows = lanes_ == 1 ? v.second : arena_.allocate<T>(samples * v.d);
+      if (options_.jet_gradients && needs_tiles_[i]) {
+        v.tangent_tiles =
+            lanes_ == 1 ? v.tangent : arena_.allocate<T>(samples * v.panels() * kPanel);
+        if (v.second)
+          v.second_tiles =
+              lanes_ == 1 ? v.second : arena_.allocate<T>(samples * v.panels() * kPanel);
       }
     }
-    if (needs_rows_[i] && stages[i].kind != Kind::Input) {
-      v.rows = lanes_ == 1 ? v.value : arena_.allocate<T>(samples * v.d);
-      v.ld_rows = v.d;
-    }
+    if (needs_tiles_[i])
+      v.tiles = lanes_ == 1 ? v.value : arena_.allocate<T>(samples * v.panels() * kPanel);
   }
 }
 
 template <class T> void Plan<T>::build_linear_specs() {
   const auto& stages = graph_->stages();
   linear_.resize(stages.size());
-  std::vector<char> rows_made(stages.size(), 0);
+  std::vector<char> tiles_made(stages.size(), 0);
   for (std::size_t i = 0; i < stages.size(); ++i) {
     const Stage& stage = stages[i];
     if (stage.kind != Kind::Linear) continue;
@@ -176,10 +178,10 @@ template <class T> void Plan<T>::build_linear_specs() {
       spec.want_db = wants_dw(stage.bias_id);
     }
     spec.mask = stage.mask.get();
-    const bool first = spec.want_dw && lanes_ > 1 && !rows_made[in];
-    rows_made[in] = rows_made[in] || first;
-    spec.make_rows = first && stages[in].kind != Kind::Input;
-    spec.make_jet_rows = first && variables_[in].tangent_rows;
+    const bool first = spec.want_dw && lanes_ > 1 && !tiles_made[in];
+    tiles_made[in] = tiles_made[in] || first;
+    spec.make_tiles = first && stages[in].kind != Kind::Input;  // those are made from the rows
+    spec.make_jet_tiles = first && variables_[in].tangent_tiles;
     // The sole consumer of a fused pair multiplies by h' while its tile of dZ is in cache.
     if (stages[in].kind == Kind::Pointwise && fused_away_[in] && uses_[in] == 1 &&
         variables_[in].grad) {
@@ -262,10 +264,11 @@ std::unique_ptr<Block<T>> Plan<T>::make_block(int id, std::vector<char>& written
 }
 
 template <class T> void Plan<T>::bind_input(std::size_t i, const T* rows, Index ld) {
+  bound_[i] = {rows, ld};
+  if (lanes_ > 1) return;
   Variable<T>& v = variables_[index(graph_->inputs()[i])];
-  v.rows = const_cast<T*>(rows);  // only read: nothing writes an input's values
-  v.ld_rows = ld;
-  if (lanes_ == 1) v.value = v.rows;
+  v.value = const_cast<T*>(rows);  // only read: nothing writes an input's values
+  if (v.tiles) v.tiles = v.value;
 }
 
 template <class T> T* Plan<T>::input_rows(std::size_t i) {
@@ -276,11 +279,15 @@ template <class T> T* Plan<T>::input_rows(std::size_t i) {
 
 template <class T> void Plan<T>::forward(const Run<T>& run, const Worker& worker) {
   if (lanes_ > 1) {
-    for (int input : graph_->inputs()) {
-      const Variable<T>& v = variables_[index(input)];
+    for (std::size_t i = 0; i < bound_.size(); ++i) {
+      const InputRows<T>& in = bound_[i];
+      const Variable<T>& v = variables_[index(graph_->inputs()[i])];
       worker.for_each(blocks(), [&](Index b) {
-        kernels_.rows_to_block(block_samples(b), v.d, lanes_, v.rows + b * lanes_ * v.ld_rows,
-                               v.ld_rows, v.value + b * v.d * lanes_);
+        kernels_.rows_to_block(block_samples(b), v.d, lanes_, in.rows + b * lanes_ * in.ld, in.ld,
+                               v.value + b * v.d * lanes_);
+        if (v.tiles)
+          kernels_.rows_to_tiles(block_samples(b), v.d, lanes_, in.rows + b * lanes_ * in.ld, in.ld,
+                                 v.tiles + b * v.panels() * kPanel * lanes_);
       });
     }
   }

@@ -142,6 +142,30 @@ TEST_CASE_TEMPLATE("rows_to_block and block_to_rows", T, float, double) {
   }
 }
 
+TEST_CASE_TEMPLATE("rows_to_tiles", T, float, double) {
+  constexpr Index kPanel = gradstack::kPanel;
+  for (const Index d : kSizes) {
+    for (const Index count : kSizes) {
+      if (count > kLanes) continue;
+      CAPTURE(d);
+      CAPTURE(count);
+      const Index ldr = d + 3, size = (d + kPanel - 1) / kPanel * kPanel * kLanes;
+      const auto rows = random_array<T>(count * ldr, 1);
+      for_each_kernels<T>([&](const Kernels<T>& kernels) {
+        Guarded<T> tiles(size, T(9));
+        kernels.rows_to_tiles(count, d, kLanes, rows.data(), ldr, tiles.data());
+        int wrong = 0;
+        for (Index i = 0; i < size; ++i) {
+          const Index j = i / (kPanel * kLanes) * kPanel + i % kPanel, l = i / kPanel % kLanes;
+          wrong += tiles[i] != (j < d ? rows[std::min(l, count - 1) * ldr + j] : T(9));
+        }
+        CHECK(wrong == 0);
+        CHECK(tiles.guards_intact());
+      });
+    }
+  }
+}
+
 TEST_CASE_TEMPLATE("sum_lanes: rows independent of each other", T, float, double) {
   for (const Index lanes : {Index(1), kLanes}) {
     for (const Index rows : kSizes) {

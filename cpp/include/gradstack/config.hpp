@@ -29,4 +29,7 @@ using Index = std::ptrdiff_t;
 // four AVX2 or eight SSE/NEON float vectors: wide enough for register tiles on each of them.
 inline constexpr Index kLanes = 32;
 
+// Features per tile where samples are rows, see Variable::tiles.
+inline constexpr Index kPanel = 32;
+
 }  // namespace gradstack

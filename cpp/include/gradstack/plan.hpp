@@ -43,11 +43,19 @@ template <class T> struct Variable {
   T* second = nullptr;
   T* grad_tangent = nullptr;
   T* grad_second = nullptr;
-  // The same values sample by sample, row stride ld_rows: the second operand of dW.
-  T* rows = nullptr;
-  Index ld_rows = 0;
-  T* tangent_rows = nullptr;  // row stride d
-  T* second_rows = nullptr;
+  // The same with samples as rows, in tiles of kPanel features: [block][panel][lanes][kPanel]. The
+  // second operand of dW; null where no block asks for it. A single sample is its own tile.
+  T* tiles = nullptr;
+  T* tangent_tiles = nullptr;
+  T* second_tiles = nullptr;
+
+  Index panels() const { return (d + kPanel - 1) / kPanel; }
+};
+
+// The caller's samples of an input, `ld` values apart.
+template <class T> struct InputRows {
+  const T* rows = nullptr;
+  Index ld = 0;
 };
 
 struct PlanOptions {
@@ -136,11 +144,12 @@ template <class T> class Plan {
   std::vector<int> uses_;             // per base: consumers, an output counting as one
   std::vector<int> fused_pointwise_;  // per Linear: the pointwise stage fused into it, or -1
   std::vector<char> fused_away_;      // per stage: runs as part of a Linear
-  std::vector<char> wants_grad_, needs_rows_, has_tangent_;  // per base
+  std::vector<char> wants_grad_, needs_tiles_, has_tangent_;  // per base
   std::vector<Variable<T>> variables_;
   std::vector<std::unique_ptr<LinearSpec<T>>> linear_;  // per stage, null for other kinds
   std::vector<std::unique_ptr<Block<T>>> blocks_;       // in order of execution
   std::vector<T*> owned_rows_;                          // per input
+  std::vector<InputRows<T>> bound_;                     // per input
   std::unique_ptr<Variable<T>> chosen_;
   std::vector<int> parameter_uses_;  // blocks that a parameter belongs to
   bool shares_parameters_ = false;

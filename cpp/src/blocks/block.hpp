@@ -76,8 +76,8 @@ template <class T> struct LinearSpec {
   int weight_id = -1, bias_id = -1;
   bool want_dw = false, want_db = false;
   bool accumulate_dw = false, accumulate_db = false;  // another block has written this gradient
-  bool make_rows = false;                             // transpose the input for dW
-  bool make_jet_rows = false;                         // and its derivatives
+  bool make_tiles = false;                            // of the input, for dW
+  bool make_jet_tiles = false;                        // and of its derivatives
 };
 
 template <class T>

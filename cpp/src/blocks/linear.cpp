@@ -8,11 +8,54 @@
 namespace gradstack {
 namespace {
 
-// Rows of an output handled per call: big enough to amortise the call, small enough to divide the
-// narrow layers among threads. Results do not depend on it.
-constexpr Index kTileRows = 24;
+constexpr Index kTileRows = 24;  // fewest rows worth a call of their own
 
 Index tiles(Index rows) { return (rows + kTileRows - 1) / kTileRows; }
+
+// A product cut into items of work: groups of rows times groups of sample blocks. Results do not
+// depend on the cut, so it may follow the size of the team.
+struct Cut {
+  Index rows, row_groups, blocks, block_groups;  // per group, and how many
+
+  // Groups are as large as the caches allow (a group of blocks shares what it reads of W, a group
+  // of rows what it reads of Z), then smaller until the workers' shares are about equal.
+  Cut(Index n_rows, Index most_rows, Index n_blocks, int workers) {
+    constexpr Index kBlocks = 4;
+    blocks = n_blocks < kBlocks ? n_blocks : kBlocks;
+    row_groups = (n_rows + most_rows - 1) / most_rows;
+    if (workers > 1) {
+      const Index most_groups = tiles(n_rows);
+      if (n_blocks >= workers && n_blocks < workers * kBlocks)
+        blocks = (n_blocks + workers - 1) / workers;
+      else if (most_groups * n_blocks < workers * kBlocks)
+        blocks = 1;
+      block_groups = (n_blocks + blocks - 1) / blocks;
+      const auto idle = [&](Index groups) {  // sixteenths of the team's time
+        const Index items = groups * block_groups, rounds = (items + workers - 1) / workers;
+        return 16 * (rounds * workers - items) / (rounds * workers);
+      };
+      while (row_groups < most_groups && idle(row_groups) > 0) ++row_groups;
+    }
+    block_groups = (n_blocks + blocks - 1) / blocks;
+    constexpr Index kRound = 12;  // whole tiles of every instruction set
+    rows = ((n_rows + row_groups - 1) / row_groups + kRound - 1) / kRound * kRound;
+    row_groups = (n_rows + rows - 1) / rows;
+  }
+
+  Index items() const { return row_groups * block_groups; }
+};
+
+// One item: rows [r0, r0 + rows) of blocks [block, block + blocks).
+struct Item {
+  Index group, r0, rows, block, blocks;
+
+  Item(const Cut& cut, Index item, Index n_rows, Index n_blocks)
+      : group(item / cut.block_groups),
+        r0(group * cut.rows),
+        rows(std::min(cut.rows, n_rows - r0)),
+        block(item % cut.block_groups * cut.blocks),
+        blocks(std::min(cut.blocks, n_blocks - block)) {}
+};
 
 template <class T> class Linear final : public Block<T> {
  public:
@@ -36,17 +79,18 @@ template <class T> class Linear final : public Block<T> {
   void forward(const Run<T>& run, const Worker& worker) override {
     const T* w = weights(run);
     const T* bias = p_.bias ? run.w + p_.bias->offset : nullptr;
-    const Index lanes = g.lanes(), blocks = g.blocks();
-    worker.for_each(tiles(out_) * blocks, [&](Index item) {
-      const Index r0 = item / blocks * kTileRows, block = item % blocks;
-      const Index rows = std::min(kTileRows, out_ - r0);
-      const T* z = p_.in.v->value + block * in_ * lanes;
-      T* s = p_.s->value + (block * out_ + r0) * lanes;
-      if (p_.make_rows && r0 == 0) transpose_input(block, z);
-      product(rows, w + r0 * in_, z, bias ? bias + r0 : nullptr, s, false);
-      if (p_.fused.op >= 0)
-        g.k->pointwise[p_.fused.op].forward(rows * lanes, p_.fused.params, s,
-                                            p_.out->value + (block * out_ + r0) * lanes);
+    const Index lanes = g.lanes();
+    const Cut cut = forward_cut(worker);
+    worker.for_each(cut.items(), [&](Index i) {
+      const Item item(cut, i, out_, g.blocks());
+      if (p_.make_tiles) make_tiles(cut, item, p_.in.v->value, p_.in.v->tiles);
+      product(item, w, p_.in.v->value, bias, p_.s->value, false);
+      if (p_.fused.op < 0) return;
+      for (Index b = item.block; b < item.block + item.blocks; ++b) {
+        const Index at = (b * out_ + item.r0) * lanes;
+        g.k->pointwise[p_.fused.op].forward(item.rows * lanes, p_.fused.params, p_.s->value + at,
+                                            p_.out->value + at);
+      }
     });
   }
 
@@ -60,20 +104,28 @@ template <class T> class Linear final : public Block<T> {
     T* dz = p_.in.v->grad;
     if (!dz) return;
     const T* w = weights(run);
-    worker.for_each(tiles(in_) * blocks, [&](Index item) {
-      const Index r0 = item / blocks * kTileRows, block = item % blocks;
-      const Index rows = std::min(kTileRows, in_ - r0);
-      pull(block, r0, rows, w, p_.s->grad, dz, p_.in.accumulate);
-      if (p_.producer) apply_derivative(*p_.producer, block, r0, rows);
+    const Cut cut = backward_cut(worker);
+    worker.for_each(cut.items(), [&](Index i) {
+      const Item item(cut, i, in_, blocks);
+      pull(item, w, p_.s->grad, dz, p_.in.accumulate);
+      if (!p_.producer) return;
+      for (Index b = item.block; b < item.block + item.blocks; ++b)
+        apply_derivative(*p_.producer, b, item.r0, item.rows);
     });
   }
 
   void backward_weights(const Run<T>& run, const Worker& worker) override {
     if (!p_.want_dw && !p_.want_db) return;
-    worker.for_each(tiles(out_), [&](Index tile) {
-      const Index r0 = tile * kTileRows, rows = std::min(kTileRows, out_ - r0);
-      if (p_.want_dw) weight_gradient(run, r0, rows);
-      if (p_.want_db) bias_gradient(run, r0, rows);
+    const Cut cut = weights_cut(worker);
+    T* dw = run.dw + p_.weight->offset;
+    // A gradient that the update uses up at once need not be kept: the worker's items share the
+    // place of its first one, which so stays in cache.
+    const Index place = run.updater ? cut.items() * worker.id / worker.count : -1;
+    worker.for_each(cut.items(), [&](Index i) {
+      const Item item(cut, i, out_, 1);
+      const Index row = place < 0 ? item.r0 : place * cut.rows;
+      if (p_.want_dw) weight_gradient(run, item.r0, item.rows, dw + row * in_);
+      if (p_.want_db) bias_gradient(run, item.r0, item.rows);
     });
   }
 
@@ -83,25 +135,26 @@ template <class T> class Linear final : public Block<T> {
     const T* w = weights(run);
     const T* direction = masked_direction(run, worker);
     const T* bias = direction && p_.bias ? run.tangent_w + p_.bias->offset : nullptr;
-    const Index lanes = g.lanes(), blocks = g.blocks();
+    const Index lanes = g.lanes();
     const Variable<T>& z = *p_.in.v;
-    worker.for_each(tiles(out_) * blocks, [&](Index item) {
-      const Index r0 = item / blocks * kTileRows, block = item % blocks;
-      const Index rows = std::min(kTileRows, out_ - r0), at = (block * out_ + r0) * lanes;
-      const Index from = block * in_ * lanes;
-      T* ds = p_.s->tangent + at;
-      const T* db = bias ? bias + r0 : nullptr;
-      if (z.tangent) product(rows, w + r0 * in_, z.tangent + from, db, ds, false);
+    const Cut cut = forward_cut(worker);
+    worker.for_each(cut.items(), [&](Index i) {
+      const Item item(cut, i, out_, g.blocks());
+      if (z.tangent) product(item, w, z.tangent, bias, p_.s->tangent, false);
       if (direction)
-        product(rows, direction + r0 * in_, z.value + from, z.tangent ? nullptr : db, ds,
-                z.tangent);
-      if (p_.s->second)
-        product(rows, w + r0 * in_, z.second + from, nullptr, p_.s->second + at, false);
-      if (p_.make_jet_rows && r0 == 0) transpose_jet(block);
-      if (p_.fused.op >= 0)
-        g.k->pointwise[p_.fused.op].backward(rows * lanes, p_.fused.params,
-                                             p_.keeps_s ? p_.s->value + at : nullptr,
-                                             p_.out->value + at, ds, p_.out->tangent + at);
+        product(item, direction, z.value, z.tangent ? nullptr : bias, p_.s->tangent, z.tangent);
+      if (p_.s->second) product(item, w, z.second, nullptr, p_.s->second, false);
+      if (p_.make_jet_tiles) {
+        make_tiles(cut, item, z.tangent, z.tangent_tiles);
+        if (z.second) make_tiles(cut, item, z.second, z.second_tiles);
+      }
+      if (p_.fused.op < 0) return;
+      for (Index b = item.block; b < item.block + item.blocks; ++b) {
+        const Index at = (b * out_ + item.r0) * lanes;
+        g.k->pointwise[p_.fused.op].backward(
+            item.rows * lanes, p_.fused.params, p_.keeps_s ? p_.s->value + at : nullptr,
+            p_.out->value + at, p_.s->tangent + at, p_.out->tangent + at);
+      }
     });
   }
 
@@ -112,16 +165,13 @@ template <class T> class Linear final : public Block<T> {
     if (!z.grad) return;
     const T* w = weights(run);
     const T* direction = p_.mask && run.tangent_w ? masked_direction_ : parameter_direction(run);
-    const Index blocks = g.blocks();
-    worker.for_each(tiles(in_) * blocks, [&](Index item) {
-      const Index r0 = item / blocks * kTileRows, block = item % blocks;
-      const Index rows = std::min(kTileRows, in_ - r0);
-      pull(block, r0, rows, w, s.grad, z.grad, p_.in.accumulate);
-      if (direction && s.grad_tangent)
-        pull(block, r0, rows, direction, s.grad_tangent, z.grad, true);
-      if (z.grad_tangent)
-        pull(block, r0, rows, w, s.grad_tangent, z.grad_tangent, p_.in.accumulate);
-      if (z.grad_second) pull(block, r0, rows, w, s.grad_second, z.grad_second, p_.in.accumulate);
+    const Cut cut = backward_cut(worker);
+    worker.for_each(cut.items(), [&](Index i) {
+      const Item item(cut, i, in_, g.blocks());
+      pull(item, w, s.grad, z.grad, p_.in.accumulate);
+      if (direction && s.grad_tangent) pull(item, direction, s.grad_tangent, z.grad, true);
+      if (z.grad_tangent) pull(item, w, s.grad_tangent, z.grad_tangent, p_.in.accumulate);
+      if (z.grad_second) pull(item, w, s.grad_second, z.grad_second, p_.in.accumulate);
     });
   }
 
@@ -129,13 +179,14 @@ template <class T> class Linear final : public Block<T> {
   void backward_jet_weights(const Run<T>& run, const Worker& worker) override {
     if (!p_.want_dw && !p_.want_db) return;
     const Variable<T>&z = *p_.in.v, &s = *p_.s;
-    worker.for_each(tiles(out_), [&](Index tile) {
-      const Index r0 = tile * kTileRows, rows = std::min(kTileRows, out_ - r0);
+    const Cut cut = weights_cut(worker);
+    worker.for_each(cut.items(), [&](Index i) {
+      const Index r0 = i * cut.rows, rows = std::min(cut.rows, out_ - r0);
       if (p_.want_dw) {
         T* dw = run.dw + p_.weight->offset + r0 * in_;
-        outer_products(r0, rows, s.grad, z.rows, z.ld_rows, dw, run.accumulate || p_.accumulate_dw);
-        if (z.tangent_rows) outer_products(r0, rows, s.grad_tangent, z.tangent_rows, in_, dw, true);
-        if (z.second_rows) outer_products(r0, rows, s.grad_second, z.second_rows, in_, dw, true);
+        outer_products(r0, rows, s.grad, z.tiles, dw, run.accumulate || p_.accumulate_dw);
+        if (z.tangent_tiles) outer_products(r0, rows, s.grad_tangent, z.tangent_tiles, dw, true);
+        if (z.second_tiles) outer_products(r0, rows, s.grad_second, z.second_tiles, dw, true);
         if (p_.mask) g.k->mul(rows * in_, dw, mask_ + r0 * in_, dw, false);
       }
       if (p_.want_db) bias_gradient(run, r0, rows);
@@ -146,12 +197,13 @@ template <class T> class Linear final : public Block<T> {
   void per_sample_gradients(const Worker& worker, T* rows, Index ld) override {
     const Index lanes = g.lanes();
     worker.for_each(g.plan->count(), [&](Index s) {
-      std::vector<T> ds(static_cast<std::size_t>(out_));
+      std::vector<T> ds(static_cast<std::size_t>(out_)), z(static_cast<std::size_t>(in_));
+      for (Index j = 0; j < in_; j += kPanel)
+        std::copy_n(p_.in.v->tiles + tile_at(s, j), std::min(kPanel, in_ - j), z.data() + j);
       for (Index i = 0; i < out_; ++i)
         ds[static_cast<std::size_t>(i)] = p_.s->grad[(s / lanes * out_ + i) * lanes + s % lanes];
       T* dw = rows + s * ld + p_.weight->offset;
-      g.k->ger(out_, in_, ds.data(), p_.in.v->rows + s * p_.in.v->ld_rows, dw, in_,
-               p_.accumulate_dw);
+      g.k->ger(out_, in_, ds.data(), z.data(), dw, in_, p_.accumulate_dw);
       if (p_.mask) g.k->mul(out_ * in_, dw, mask_, dw, false);
       if (p_.bias)
         g.k->axpy(out_, T(1), ds.data(), rows + s * ld + p_.bias->offset, p_.accumulate_db);
@@ -194,8 +246,8 @@ template <class T> class Linear final : public Block<T> {
           direction = masked.data();
         }
         T change[kTileRows * kLanes];
-        product(rows, direction, p_.in.v->value + block * in_ * lanes,
-                p_.bias ? v + p_.bias->offset + r0 : nullptr, change, false);
+        block_product(rows, direction, p_.in.v->value + block * in_ * lanes,
+                      p_.bias ? v + p_.bias->offset + r0 : nullptr, change);
         const T* ds = p_.s->grad + (block * out_ + r0) * lanes;
         for (Index i = 0; i < rows * lanes; ++i) sum[i % lanes] += ds[i] * change[i];
       }
@@ -206,23 +258,24 @@ template <class T> class Linear final : public Block<T> {
 
   // sum over samples of (ds z^T)^2 = (ds^2) (z^2)^T
   void per_sample_squares(const Worker& worker, T* total, bool accumulate) override {
-    const Index lanes = g.lanes(), samples = g.plan->count();
-    if (worker.leader()) squared_rows_.resize(static_cast<std::size_t>(samples * in_));
+    const Index lanes = g.lanes(), size = tile_at(lanes, 0);  // of a block's tiles
+    if (worker.leader()) squared_tiles_.resize(static_cast<std::size_t>(g.blocks() * size));
     worker.sync();
-    worker.for_each(samples, [&](Index s) {
-      const T* z = p_.in.v->rows + s * p_.in.v->ld_rows;
-      g.k->mul(in_, z, z, squared_rows_.data() + s * in_, false);
+    worker.for_each(g.blocks(), [&](Index block) {
+      const T* z = p_.in.v->tiles + block * size;
+      g.k->mul(size, z, z, squared_tiles_.data() + block * size, false);
     });
     worker.sync();
-    worker.for_each(tiles(out_), [&](Index tile) {
-      const Index r0 = tile * kTileRows, rows = std::min(kTileRows, out_ - r0);
+    const Cut cut = weights_cut(worker);
+    worker.for_each(cut.items(), [&](Index i) {
+      const Index r0 = i * cut.rows, rows = std::min(cut.rows, out_ - r0);
       std::vector<T> squared(static_cast<std::size_t>(g.blocks() * out_ * lanes));
       for (Index block = 0; block < g.blocks(); ++block) {
         const Index at = (block * out_ + r0) * lanes;
         g.k->mul(rows * lanes, p_.s->grad + at, p_.s->grad + at, squared.data() + at, false);
       }
       T* dw = total + p_.weight->offset + r0 * in_;
-      outer_products(r0, rows, squared.data(), squared_rows_.data(), in_, dw, accumulate);
+      outer_products(r0, rows, squared.data(), squared_tiles_.data(), dw, accumulate);
       if (p_.mask) g.k->mul(rows * in_, dw, mask_ + r0 * in_, dw, false);
       if (p_.bias)
         g.k->sum_lanes(rows, lanes, g.blocks(), out_ * lanes, squared.data() + r0 * lanes,
@@ -248,10 +301,52 @@ template <class T> class Linear final : public Block<T> {
     g.k->mul(in_, from + row * in_, mask_ + row * in_, to + row * in_, false);
   }
 
-  // s = W z + bias (or s += W z) for `rows` rows of one block.
-  void product(Index rows, const T* w, const T* z, const T* bias, T* s, bool accumulate) const {
+  // Rows of a product so many that what they read of W, or write of dW, stays in the L2 cache.
+  static constexpr Index kMostRows = 192;
+  Cut forward_cut(const Worker& worker) const {
+    return {out_, kMostRows, g.blocks(), worker.count};
+  }
+  Cut backward_cut(const Worker& worker) const {
+    return {in_, kMostRows, g.blocks(), worker.count};
+  }
+  Cut weights_cut(const Worker& worker) const {
+    const Index cache = g.lanes() == 1 ? 16 << 10 : 96 << 10;
+    const Index fit = cache / (in_ * static_cast<Index>(sizeof(T)));
+    return {out_, std::clamp(fit, kTileRows, kMostRows), 1, worker.count};
+  }
+
+  // s = W z + bias (or s += W z) for the rows and blocks of an item.
+  void product(const Item& item, const T* w, const T* z, const T* bias, T* s,
+               bool accumulate) const {
     const Index lanes = g.lanes();
+    w += item.r0 * in_;
+    z += item.block * in_ * lanes;
+    s += (item.block * out_ + item.r0) * lanes;
+    if (bias) bias += item.r0;
     if (lanes == 1 && !accumulate)
+      g.k->gemv(item.rows, in_, w, in_, z, bias, s);
+    else
+      g.k->gemm({.m = item.rows,
+                 .n = lanes,
+                 .k = in_,
+                 .a = w,
+                 .a_row = in_,
+                 .a_col = 1,
+                 .b = z,
+                 .ldb = lanes,
+                 .c = s,
+                 .ldc = lanes,
+                 .blocks = item.blocks,
+                 .b_block = in_ * lanes,
+                 .c_block = out_ * lanes,
+                 .bias = bias,
+                 .accumulate = accumulate});
+  }
+
+  // The same for one block and other places.
+  void block_product(Index rows, const T* w, const T* z, const T* bias, T* s) const {
+    const Index lanes = g.lanes();
+    if (lanes == 1)
       g.k->gemv(rows, in_, w, in_, z, bias, s);
     else
       g.k->gemm({.m = rows,
@@ -264,14 +359,25 @@ template <class T> class Linear final : public Block<T> {
                  .ldb = lanes,
                  .c = s,
                  .ldc = lanes,
-                 .bias = bias,
-                 .accumulate = accumulate});
+                 .bias = bias});
   }
 
-  void transpose_input(Index block, const T* z) const {
+  // Place of feature j (a multiple of kPanel) of sample s in the tiles of the input.
+  Index tile_at(Index s, Index j) const {
     const Index lanes = g.lanes();
-    g.k->block_to_rows(lanes, in_, lanes, z, p_.in.v->rows + block * lanes * p_.in.v->ld_rows,
-                       p_.in.v->ld_rows, false);
+    if (lanes == 1) return s * in_ + j;
+    return (s / lanes * p_.in.v->panels() * lanes + j / kPanel * lanes + s % lanes) * kPanel;
+  }
+
+  // Tiles of an item's blocks; the panels are divided among the row groups of the cut.
+  void make_tiles(const Cut& cut, const Item& item, const T* z, T* tiles) const {
+    const Index lanes = g.lanes(), panels = p_.in.v->panels();
+    const Index from = panels * item.group / cut.row_groups;
+    const Index to = panels * (item.group + 1) / cut.row_groups;
+    for (Index b = item.block; b < item.block + item.blocks; ++b)
+      for (Index j = from * kPanel; j < std::min(in_, to * kPanel); j += kPanel)
+        g.k->block_to_rows(lanes, std::min(kPanel, in_ - j), lanes, z + (b * in_ + j) * lanes,
+                           tiles + tile_at(b * lanes, j), kPanel, false);
   }
 
   // ds = dz * h'(s) on rows r0.. of the output of `spec`.
@@ -282,37 +388,49 @@ template <class T> class Linear final : public Block<T> {
         spec.out->value + at, spec.out->grad + at, spec.s->grad + at);
   }
 
-  void weight_gradient(const Run<T>& run, Index r0, Index rows) const {
-    T* dw = run.dw + p_.weight->offset + r0 * in_;
-    outer_products(r0, rows, p_.s->grad, p_.in.v->rows, p_.in.v->ld_rows, dw,
-                   run.accumulate || p_.accumulate_dw);
+  // To `dw`, then into the update.
+  void weight_gradient(const Run<T>& run, Index r0, Index rows, T* dw) const {
+    outer_products(r0, rows, p_.s->grad, p_.in.v->tiles, dw, run.accumulate || p_.accumulate_dw);
     if (p_.mask) g.k->mul(rows * in_, dw, mask_ + r0 * in_, dw, false);
     if (run.updater) run.updater->apply(p_.weight_id, r0 * in_, rows * in_, dw);
   }
 
-  // Rows r0.. of sum over samples of ds z^T; z is (samples, in) with row stride ldz.
-  void outer_products(Index r0, Index rows, const T* grad, const T* z, Index ldz, T* dw,
+  // Rows r0.. of sum over samples of ds z^T.
+  void outer_products(Index r0, Index rows, const T* grad, const T* tiles, T* dw,
+                      bool accumulate) const {
+    const Index lanes = g.lanes(), whole = in_ / kPanel;
+    const T* ds = grad + r0 * lanes;
+    if (lanes == 1) {
+      g.k->ger(rows, in_, ds, tiles, dw, in_, accumulate);
+      return;
+    }
+    if (whole > 0) panel_products(rows, ds, kPanel, whole, tiles, dw, accumulate);
+    if (in_ > whole * kPanel)
+      panel_products(rows, ds, in_ - whole * kPanel, 1, tiles + tile_at(0, whole * kPanel),
+                     dw + whole * kPanel, accumulate);
+  }
+
+  // For `panels` panels, n features of each.
+  void panel_products(Index rows, const T* ds, Index n, Index panels, const T* tiles, T* dw,
                       bool accumulate) const {
     const Index lanes = g.lanes(), samples = g.plan->count();
     const Index full = samples / lanes, rest = samples % lanes;
-    const T* ds = grad + r0 * lanes;
-    if (lanes == 1) {
-      g.k->ger(rows, in_, ds, z, dw, in_, accumulate);
-      return;
-    }
     Gemm<T> product{.m = rows,
-                    .n = in_,
+                    .n = n,
                     .k = lanes,
                     .segments = full,
                     .a = ds,
                     .a_row = lanes,
                     .a_col = 1,
                     .a_seg = out_ * lanes,
-                    .b = z,
-                    .ldb = ldz,
-                    .b_seg = lanes * ldz,
+                    .b = tiles,
+                    .ldb = kPanel,
+                    .b_seg = tile_at(lanes, 0),
                     .c = dw,
                     .ldc = in_,
+                    .blocks = panels,
+                    .b_block = lanes * kPanel,
+                    .c_block = kPanel,
                     .accumulate = accumulate};
     if (full > 0) g.k->gemm(product);
     if (rest == 0) return;
@@ -324,25 +442,28 @@ template <class T> class Linear final : public Block<T> {
     g.k->gemm(product);
   }
 
-  // Rows r0.. of z (+)= W^T s in one block.
-  void pull(Index block, Index r0, Index rows, const T* w, const T* s, T* z,
-            bool accumulate) const {
+  // z (+)= W^T s for the rows (of z) and blocks of an item.
+  void pull(const Item& item, const T* w, const T* s, T* z, bool accumulate) const {
     const Index lanes = g.lanes();
-    const T* from = s + block * out_ * lanes;
-    T* to = z + (block * in_ + r0) * lanes;
+    w += item.r0;
+    s += item.block * out_ * lanes;
+    z += (item.block * in_ + item.r0) * lanes;
     if (lanes == 1)
-      g.k->gemv_t(out_, rows, w + r0, in_, from, to, accumulate);
+      g.k->gemv_t(out_, item.rows, w, in_, s, z, accumulate);
     else
-      g.k->gemm({.m = rows,
+      g.k->gemm({.m = item.rows,
                  .n = lanes,
                  .k = out_,
-                 .a = w + r0,
+                 .a = w,
                  .a_row = 1,
                  .a_col = in_,
-                 .b = from,
+                 .b = s,
                  .ldb = lanes,
-                 .c = to,
+                 .c = z,
                  .ldc = lanes,
+                 .blocks = item.blocks,
+                 .b_block = out_ * lanes,
+                 .c_block = in_ * lanes,
                  .accumulate = accumulate});
   }
 
@@ -359,14 +480,6 @@ template <class T> class Linear final : public Block<T> {
     return masked_direction_;
   }
 
-  void transpose_jet(Index block) const {
-    const Index lanes = g.lanes(), from = block * in_ * lanes;
-    const Variable<T>& z = *p_.in.v;
-    g.k->block_to_rows(lanes, in_, lanes, z.tangent + from, z.tangent_rows + from, in_, false);
-    if (z.second_rows)
-      g.k->block_to_rows(lanes, in_, lanes, z.second + from, z.second_rows + from, in_, false);
-  }
-
   void bias_gradient(const Run<T>& run, Index r0, Index rows) const {
     const Index lanes = g.lanes();
     T* db = run.dw + p_.bias->offset + r0;
@@ -380,7 +493,7 @@ template <class T> class Linear final : public Block<T> {
   T* masked_w_ = nullptr;
   T* masked_direction_ = nullptr;
   T* mask_ = nullptr;
-  std::vector<T> squared_rows_;  // z^2, for per_sample_squares
+  std::vector<T> squared_tiles_;  // z^2, for per_sample_squares
 };
 
 }  // namespace

@@ -201,17 +201,18 @@ template <class T> void gemm_bands(const Gemm<T>& g) {
   if (how == PackA::kNone && g.m <= Shape::kBand && g.k * g.segments <= Shape::kDepth) {
     return sweep(g, false);  // tiny layers: copying the arguments would be felt
   }
-  for (Index m0 = 0; m0 < g.m; m0 += Shape::kBand) {
-    const Index rows = g.m - m0 < Shape::kBand ? g.m - m0 : Shape::kBand;
-    for_each_chunk(g.segments, g.k, Shape::kDepth, [&](const Chunk& chunk) {
+  // One chunk of B after the other: all of its blocks stay in the L2 cache while A passes by.
+  for_each_chunk(g.segments, g.k, Shape::kDepth, [&](const Chunk& chunk) {
+    for (Index m0 = 0; m0 < g.m; m0 += Shape::kBand) {
+      const Index rows = g.m - m0 < Shape::kBand ? g.m - m0 : Shape::kBand;
       const Gemm<T> part = slice(g, m0, rows, chunk);
       if (how == PackA::kNone) {
         sweep(part, false);
       } else {
         sweep_packed_a(part, how);
       }
-    });
-  }
+    }
+  });
 }
 
 // B with long rows, as in dW from sample-major activations: each panel of 32 columns is packed once

@@ -40,6 +40,19 @@ void rows_to_block(Index count, Index d, Index lanes, const T* rows, Index ldr, 
 }
 
 template <class T>
+void rows_to_tiles(Index count, Index d, Index lanes, const T* rows, Index ldr, T* tiles) {
+  for (Index lane = 0; lane < lanes; ++lane) {
+    const T* row = rows + (lane < count ? lane : count - 1) * ldr;
+    T* to = tiles + lane * kPanel;
+    for (Index j = 0; j < d; j += kPanel, to += lanes * kPanel) {
+      const Index features = d - j < kPanel ? d - j : kPanel;
+      for_each_vector<T>(features,
+                         [&](Index i, Index n) { store(to + i, load(row + j + i, n), n); });
+    }
+  }
+}
+
+template <class T>
 void block_to_rows(Index count, Index d, Index lanes, const T* block, T* rows, Index ldr,
                    bool accumulate) {
   using V = Vec<T>;

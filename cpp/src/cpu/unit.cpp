@@ -22,6 +22,7 @@ inline constexpr Kernels<T> kTable = {
     .gemv_t = gemv_t<T>,
     .ger = ger<T>,
     .rows_to_block = rows_to_block<T>,
+    .rows_to_tiles = rows_to_tiles<T>,
     .block_to_rows = block_to_rows<T>,
     .sum_lanes = sum_lanes<T>,
     .add = add<T>,

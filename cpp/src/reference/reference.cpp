@@ -69,6 +69,16 @@ void rows_to_block(Index count, Index d, Index lanes, const T* rows, Index ldr, 
 }
 
 template <class T>
+void rows_to_tiles(Index count, Index d, Index lanes, const T* rows, Index ldr, T* tiles) {
+  for (Index j = 0; j < d; ++j) {
+    for (Index l = 0; l < lanes; ++l) {
+      const Index sample = l < count ? l : count - 1;
+      tiles[(j / kPanel * lanes + l) * kPanel + j % kPanel] = rows[sample * ldr + j];
+    }
+  }
+}
+
+template <class T>
 void block_to_rows(Index count, Index d, Index lanes, const T* block, T* rows, Index ldr,
                    bool accumulate) {
   for (Index l = 0; l < count; ++l) {
@@ -215,6 +225,7 @@ constexpr Kernels<T> kTable = {
     .gemv_t = gemv_t<T>,
     .ger = ger<T>,
     .rows_to_block = rows_to_block<T>,
+    .rows_to_tiles = rows_to_tiles<T>,
     .block_to_rows = block_to_rows<T>,
     .sum_lanes = sum_lanes<T>,
     .add = add<T>,
