@@ -68,8 +68,9 @@ def test_surrogate_mpc(tmp_path: pathlib.Path) -> None:
 def test_levenberg_marquardt(tmp_path: pathlib.Path) -> None:
     output = run_with_picture("levenberg_marquardt", tmp_path)
     adam, own = (number(f"{name}: loss", output) for name in ("Adam", "Levenberg-Marquardt"))
-    assert own < adam
-    assert number("passed that of Adam after", output) < 1.0
+    assert own < 0.5 * adam
+    # One of its passes does the work of some forty of Adam's (G of 205 parameters, factorised).
+    assert 40 * number("passed that of Adam in pass", output) < number("Adam took", output)
 
 
 def test_poisson_pinn(tmp_path: pathlib.Path) -> None:
