@@ -11,13 +11,8 @@ from gradstack import _random
 from gradstack._arrays import as_count, as_number, as_real
 from gradstack._flat import FLOATS, Parameter
 from gradstack._trace import ShapeError, Tracer, Var
-from gradstack.nn.module import (
-    Array,
-    Layer,
-    SampleHint,
-    require_features,
-    require_variable,
-)
+from gradstack.nn.layer import Layer, require_features, require_variable
+from gradstack.nn.module import Array, SampleHint
 
 
 def net_dtype(dtype: Any) -> np.dtype[Any]:
