@@ -2,8 +2,8 @@
 
 Lecture: "Parametrised models": ybar = G(x, w), with x different for every sample and w shared by
 all. The linear model ybar = w x + b has the cost C = |y - ybar|^2; the nearest-neighbour model
-ybar = argmin_k |x - w_k|^2 has a discrete output and prototypes w_k for parameters. Both are trained
-by gradient descent: the first ends in the least-squares solution, the second is online k-means.
+ybar = argmin_k |x - w_k|^2 has a discrete output, and prototypes w_k for parameters. Gradient
+descent trains both: the first ends in the least-squares solution, the second is online k-means.
 
 Run it: ``python examples/parametrised_models.py [--quick] [--seed N] [--out FOLDER]``.
 """
@@ -12,13 +12,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from common import Array, arguments, save
 from matplotlib.axes import Axes
+from sklearn.cluster import KMeans
 
 import gradstack as gs
 from gradstack import nn, optim
 from gradstack.optim import schedules
 
 COST = nn.SquaredError()
-SLOW = "0.35"
 
 
 def fit_line(rng: np.random.Generator, epochs: int, axis: Axes) -> None:
@@ -44,7 +44,7 @@ def fit_line(rng: np.random.Generator, epochs: int, axis: Axes) -> None:
         trainer.step(x[i], y[i])
         path.append(single.w.copy())
 
-    axis.scatter(x, y, s=12, color=SLOW, alpha=0.6, lw=0)
+    axis.scatter(x, y, s=12, color="0.35", alpha=0.6, lw=0)
     ends = np.array([[-1.1], [2.1]])
     lines = [(0, "start"), (10, "10 samples"), (30, "30 samples"), (len(path) - 1, "160 samples")]
     for shade, (t, name) in zip(np.linspace(0.25, 1, len(lines)), lines, strict=True):
@@ -57,8 +57,6 @@ def fit_line(rng: np.random.Generator, epochs: int, axis: Axes) -> None:
 
 def find_prototypes(rng: np.random.Generator, epochs: int, axis: Axes) -> None:
     """Train prototypes one sample at a time; compare with k-means from the same start."""
-    from sklearn.cluster import KMeans
-
     k = 7
     centres = rng.uniform(-4, 4, (k, 2))
     x = centres[rng.integers(0, k, 3000)] + 0.7 * rng.standard_normal((3000, 2))
@@ -67,8 +65,8 @@ def find_prototypes(rng: np.random.Generator, epochs: int, axis: Axes) -> None:
     net = nn.NearestNeighbour(2, k, dtype="float64")
     net.w = start.ravel()
     paths = [start]
-    sgd = optim.SGD(lr=schedules.cosine(0.05, epochs * len(x)))
-    parts = np.array_split(np.arange(len(x)), 20)  # noted twenty times in each pass
+    sgd = optim.SGD(lr=schedules.cosine(0.02, epochs * len(x)))
+    parts = np.array_split(np.arange(len(x)), 5)  # noted five times in each pass
     trainer = gs.Trainer(net, COST, sgd)
     for _ in range(epochs):
         order = rng.permutation(len(x))
@@ -85,22 +83,23 @@ def find_prototypes(rng: np.random.Generator, epochs: int, axis: Axes) -> None:
     print(f"nearest neighbour: mean squared distance {inertia(start):.4f} at the start")
     print(f"after training {ours:.4f}, by k-means {lloyd:.4f}, ratio {ours / lloyd:.4f}")
 
-    side = np.linspace(-6.5, 6.5, 400)
-    grid = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2)
+    low, high = x.min(0) - 0.5, x.max(0) + 0.5
+    sides = [np.linspace(*ends, 400) for ends in zip(low, high, strict=True)]
+    regions = net(np.stack(np.meshgrid(*sides), -1).reshape(-1, 2)).reshape(400, 400)
     colors = plt.get_cmap("tab10").colors[:k]
     axis.contourf(
-        side, side, net(grid).reshape(400, 400), np.arange(k + 1) - 0.5, colors=colors, alpha=0.18
+        *sides, regions, np.arange(k + 1) - 0.5, colors=colors, alpha=0.18, antialiased=False
     )
     axis.scatter(*x[::3].T, s=4, c=[colors[i] for i in net(x[::3])], lw=0)
     for path in np.swapaxes(paths, 0, 1):
-        axis.plot(*path.T, "k", lw=0.9)
-    axis.plot(*start.T, "ko", ms=4, mfc="w", label="start")
-    axis.plot(*np.asarray(net.weight).T, "ko", ms=6, label="prototypes")
-    axis.plot(*theirs.cluster_centers_.T, "wx", ms=5, mew=1.3)
+        axis.plot(*path.T, "k", lw=0.7, alpha=0.7)
+    axis.plot(*start.T, "o", color="k", ms=4.5, mfc="w", ls="", label="start")
+    axis.plot(*np.asarray(net.weight).T, "ko", ms=7, mec="w", label="prototypes")
+    axis.plot(*theirs.cluster_centers_.T, "wx", ms=4, mew=1.2)
     axis.grid(visible=False)
-    axis.set(xlim=(-6.5, 6.5), ylim=(-6.5, 6.5), xticks=[], yticks=[], aspect="equal")
-    axis.set_title("The nearest-neighbour model, crosses: k-means")
-    axis.legend(loc="upper right", frameon=True)
+    axis.spines[:].set_visible(False)
+    axis.set(xticks=[], yticks=[], title="The nearest-neighbour model (crosses: k-means)")
+    axis.legend(loc="best", frameon=True, framealpha=0.9)
 
 
 def main() -> None:
@@ -109,7 +108,7 @@ def main() -> None:
     rng = np.random.default_rng(options.seed)
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 4.0), layout="constrained")
     fit_line(rng, 300, axes[0])
-    find_prototypes(rng, 6 if options.quick else 30, axes[1])
+    find_prototypes(rng, 4 if options.quick else 30, axes[1])
     save(figure, options.out, "parametrised_models.png")
 
 
