@@ -65,7 +65,7 @@ def find_prototypes(rng: np.random.Generator, epochs: int, axis: Axes) -> None:
     net = nn.NearestNeighbour(2, k, dtype="float64")
     net.w = start.ravel()
     paths = [start]
-    sgd = optim.SGD(lr=schedules.cosine(0.02, epochs * len(x)))
+    sgd = optim.SGD(lr=schedules.cosine(0.1, epochs * len(x)))
     parts = np.array_split(np.arange(len(x)), 5)  # noted five times in each pass
     trainer = gs.Trainer(net, COST, sgd)
     for _ in range(epochs):
@@ -108,7 +108,7 @@ def main() -> None:
     rng = np.random.default_rng(options.seed)
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 4.0), layout="constrained")
     fit_line(rng, 300, axes[0])
-    find_prototypes(rng, 4 if options.quick else 30, axes[1])
+    find_prototypes(rng, 6 if options.quick else 20, axes[1])
     save(figure, options.out, "parametrised_models.png")
 
 

@@ -13,8 +13,8 @@ LARGEST_PICTURE = 150_000  # bytes
 
 
 def run(name: str, *arguments: str) -> str:
-    # OpenBLAS's threads spin while they wait, which multiplies its time on a busy machine.
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    # Threads that spin while they wait multiply the time on a busy machine.
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-W", "error", str(EXAMPLES / name), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
