@@ -47,7 +47,14 @@ __version__: str = _core.__version__
 
 
 def show_config() -> dict[str, Any]:
-    """Backend and instruction set in use and why, what else there is, threads, version."""
+    """Say what is in use, and why.
+
+    Returns
+    -------
+    dict
+        ``backend`` and ``isa`` in use, the ``reason`` for them, what else is ``available``,
+        ``max_threads`` and ``version``.
+    """
     config: dict[str, Any] = _core.show_config()
     return config
 
