@@ -10,7 +10,7 @@ namespace {
 template <class T> class Rows final : public Members<T> {
  public:
   Rows(const T* rows, Index n) : rows_(rows), n_(n) {}
-  const T* member(Index m, T*) const override { return rows_ + m * n_; }
+  const T* member(Index m, bool, T*) const override { return rows_ + m * n_; }
 
  private:
   const T* rows_;
@@ -79,7 +79,7 @@ template <class T> class PySearch {
     T* to = points.mutable_data();
     for (Index m = 0; m < asked_; ++m) {
       T* row = to + m * core_->size();
-      const T* from = core_->member(m, row);
+      const T* from = core_->member(m, false, row);
       if (from != row) std::copy(from, from + core_->size(), row);
     }
     return points;

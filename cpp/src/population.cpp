@@ -77,8 +77,10 @@ template <class T>
 void Population<T>::evaluate(const Members<T>& members, Index count, double* losses,
                              const Worker& worker, TeamError& error) {
   Objective<T>& objective = *objectives_[at(worker.id)];
+  bool follows = false;
   worker.for_each(count, [&](Index m) {
-    const T* w = members.member(m, scratch_[at(worker.id)].data());
+    const T* w = members.member(m, follows, scratch_[at(worker.id)].data());
+    follows = true;
     losses[m] = loss(objective, w, worker, error);
   });
   worker.sync();

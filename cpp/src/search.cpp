@@ -43,9 +43,9 @@ template <class T> Index Search<T>::ask(Index left) {
   return count_;
 }
 
-template <class T> const T* Search<T>::member(Index m, T* scratch) const {
+template <class T> const T* Search<T>::member(Index m, bool follows, T* scratch) const {
   if (generation_ == 0) return mean_.data();
-  point(m, scratch);
+  point(m, follows, scratch);
   return scratch;
 }
 
@@ -57,7 +57,7 @@ template <class T> void Search<T>::tell(const double* values, const Worker& work
     const auto lowest = std::min_element(values_.begin(), values_.end());
     if (*lowest < best_value_) {
       best_value_ = *lowest;
-      if (generation_ > 0) point(lowest - values_.begin(), best_.data());
+      if (generation_ > 0) point(lowest - values_.begin(), false, best_.data());
     }
   }
   worker.sync();
@@ -75,6 +75,10 @@ void Search<T>::move(Index begin, Index n, double factor, const T* z, T* x) cons
   const T f = static_cast<T>(factor);
   const T *mean = mean_.data() + begin, *scale = scale_.data() + begin;
   for (Index i = 0; i < n; ++i) x[i] = mean[i] + f * scale[i] * z[i];
+}
+
+template <class T> void Search<T>::mirror(T* x) const {
+  for (Index i = 0; i < n_; ++i) x[i] = mean_[at(i)] - (x[i] - mean_[at(i)]);
 }
 
 template <class T> double Search<T>::sum_of_tiles() const {

@@ -46,13 +46,16 @@ template <class T> class Evolution final : public Search<T> {
     return 2 * pairs_;
   }
 
-  void point(Index m, T* x) const override {
+  // Members 2 p and 2 p + 1 are a pair.
+  void point(Index m, bool follows, T* x) const override {
     T z[Search<T>::kTile];
-    for (Index begin = 0; begin < this->n_; begin += Search<T>::kTile) {
+    const bool mirrored = m % 2 == 1;
+    for (Index begin = 0; begin < this->n_ && !(mirrored && follows); begin += Search<T>::kTile) {
       const Index n = std::min(Search<T>::kTile, this->n_ - begin);
       direction(m / 2, begin, n, z);
-      this->move(begin, n, m % 2 == 0 ? this->sigma_ : -this->sigma_, z, x + begin);
+      this->move(begin, n, this->sigma_, z, x + begin);
     }
+    if (mirrored) this->mirror(x);
   }
 
   void update(const double* values, const Worker& worker) override {

@@ -11,7 +11,7 @@ namespace gradstack {
 namespace {
 
 constexpr Index kPopulation = 8;
-constexpr double kPlateauGrowth = 2, kFailureShrink = 0.8;
+constexpr double kPlateauGrowth = 2, kFailureShrink = 0.9;
 
 template <class T> class RandomSearch final : public Search<T> {
  public:
@@ -25,7 +25,7 @@ template <class T> class RandomSearch final : public Search<T> {
     return points_ = std::min(population_, left);
   }
 
-  void point(Index m, T* x) const override {
+  void point(Index m, bool, T* x) const override {
     T z[Search<T>::kTile];
     for (Index begin = 0; begin < this->n_; begin += Search<T>::kTile) {
       const Index n = std::min(Search<T>::kTile, this->n_ - begin);
@@ -44,7 +44,7 @@ template <class T> class RandomSearch final : public Search<T> {
     }
     const Index winner = lowest - values;
     const double length = this->length(winner);
-    point(winner, this->mean_.data());  // element by element, in place
+    point(winner, false, this->mean_.data());  // element by element, in place
     if (flat)
       this->set_step(this->sigma_ * kPlateauGrowth);
     else if (*lowest < value_)

@@ -34,14 +34,20 @@ template <class T> class Spsa final : public Search<T> {
     return 2 * pairs_ + 1;
   }
 
-  void point(Index m, T* x) const override {
-    T corner[Search<T>::kTile] = {};
-    const double side = m == 2 * pairs_ ? 0 : m % 2 == 0 ? width() : -width();
-    for (Index begin = 0; begin < this->n_; begin += Search<T>::kTile) {
-      const Index n = std::min(Search<T>::kTile, this->n_ - begin);
-      if (side != 0) corner_of(m / 2, begin, n, corner);
-      this->move(begin, n, side, corner, x + begin);
+  void point(Index m, bool follows, T* x) const override {
+    if (m == 2 * pairs_) {
+      std::copy(this->mean_.begin(), this->mean_.end(), x);
+      return;
     }
+    T corner[Search<T>::kTile];
+    const double width = this->width();
+    const bool mirrored = m % 2 == 1;
+    for (Index begin = 0; begin < this->n_ && !(mirrored && follows); begin += Search<T>::kTile) {
+      const Index n = std::min(Search<T>::kTile, this->n_ - begin);
+      corner_of(m / 2, begin, n, corner);
+      this->move(begin, n, width, corner, x + begin);
+    }
+    if (mirrored) this->mirror(x);
   }
 
   void update(const double* values, const Worker& worker) override {
@@ -86,8 +92,10 @@ template <class T> class Spsa final : public Search<T> {
 
   void corner_of(Index pair, Index begin, Index n, T* corner) const {
     const std::uint64_t key = this->key(pair);
-    for (Index i = 0; i < n; ++i)
-      corner[i] = uniform_bits(key, static_cast<std::uint32_t>(begin + i)) >> 31 ? T(1) : T(-1);
+    for (Index i = 0; i < n; i += 32) {  // a word of random bits has 32 signs; tiles begin with one
+      const std::uint32_t bits = uniform_bits(key, static_cast<std::uint32_t>((begin + i) / 32));
+      for (Index j = i; j < std::min(n, i + 32); ++j) corner[j] = bits >> (j - i) & 1 ? T(1) : T(-1);
+    }
   }
 
   // Slope of each pair. Where there is no value, the worst of the generation stands in.

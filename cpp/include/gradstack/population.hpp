@@ -14,8 +14,9 @@ namespace gradstack {
 template <class T> class Members {
  public:
   virtual ~Members() = default;
-  // Member m, written to `scratch` or lying elsewhere. Called by any worker, in any order.
-  virtual const T* member(Index m, T* scratch) const = 0;
+  // Member m, written to `scratch` or lying elsewhere. Called by any worker, in any order; `follows`:
+  // scratch holds what the call for m - 1 has left there (the other half of a mirrored pair).
+  virtual const T* member(Index m, bool follows, T* scratch) const = 0;
 };
 
 // Members divided among workers, each with a plan of its own; the loss of one is reduced in a fixed

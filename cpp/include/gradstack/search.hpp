@@ -26,7 +26,7 @@ template <class T> class Search : public Members<T> {
   // Opens the next generation: its number of points, at most `left`; 0 when that is too few. The
   // first generation is x0 alone.
   Index ask(Index left);
-  const T* member(Index m, T* scratch) const final;
+  const T* member(Index m, bool follows, T* scratch) const final;
   // The values of all points of the generation. SPMD, complete on return; NaN counts as infinity.
   void tell(const double* values, const Worker& worker);
 
@@ -42,7 +42,7 @@ template <class T> class Search : public Members<T> {
   static constexpr Index kTile = 1024;  // coordinates handled at a time
 
   virtual Index open(Index left) = 0;
-  virtual void point(Index m, T* x) const = 0;
+  virtual void point(Index m, bool follows, T* x) const = 0;
   virtual void update(const double* values, const Worker& worker) = 0;
 
   std::uint64_t key(Index stream) const;
@@ -55,6 +55,7 @@ template <class T> class Search : public Members<T> {
       f(begin, n_ - begin < kTile ? n_ - begin : kTile, tile);
     });
   }
+  void mirror(T* x) const;  // x = 2 mean - x
   double sum_of_tiles() const;
   void set_step(double sigma);
 

@@ -33,8 +33,16 @@ def run_own(problem: Problem, method: str, population: int, seed: int) -> str:
 def _nelder_mead(f: Function, n: int, width: float, rng: np.random.Generator) -> None:
     from scipy.optimize import minimize
 
-    simplex = np.vstack([np.zeros(n), width * np.eye(n)])
-    options = {"initial_simplex": simplex, "adaptive": n > 4, **_without_limits()}
+    # Each start has axes of its own: on stairs the one that did not help must not come again.
+    axes, _ = np.linalg.qr(rng.standard_normal((n, n)))
+    simplex = np.vstack([np.zeros(n), width * np.sqrt(n) * axes])
+    options = {
+        "initial_simplex": simplex,
+        "adaptive": n > 4,
+        "xatol": 1e-2 * width,
+        "fatol": np.inf,
+        **_without_limits(),
+    }
     minimize(f, np.zeros(n), method="Nelder-Mead", options=options)
 
 
@@ -60,7 +68,7 @@ def _differential_evolution(
     # Its name for the generator changed in SciPy 1.15.
     known = inspect.signature(differential_evolution).parameters
     options: dict[str, Any] = {"rng" if "rng" in known else "seed": rng}
-    reach = 4 * width
+    reach = 8 * width
     differential_evolution(
         f, [(-reach, reach)] * n, x0=np.zeros(n), popsize=max(1, 40 // n), maxiter=_UNLIMITED,
         polish=False, **options
