@@ -1,4 +1,5 @@
-// Ctrl-C while the GIL is released: the core polls, Python's handlers run, what they raised goes on.
+// Ctrl-C while the GIL is released: the core polls, Python's handlers run, what they raised goes
+// on.
 #pragma once
 
 #include <exception>

@@ -35,15 +35,17 @@ Population<T>::Population(std::shared_ptr<const Graph> graph, const Kernels<T>& 
 // The number of workers; makes their plans.
 template <class T> int Population<T>::prepare(Index members, int threads) {
   const double flops = 2.0 * static_cast<double>(n_params() * batch_.count * members);
-  const int workers = serial_ ? 1
-                              : static_cast<int>(std::min(
-                                    static_cast<Index>(threads_for(flops, threads)), members));
+  const int workers =
+      serial_
+          ? 1
+          : static_cast<int>(std::min(static_cast<Index>(threads_for(flops, threads)), members));
   PlanOptions options;
   options.batch = chunk_;
   // A Nearest output needs its chosen prototype, which only plans with gradients keep.
   options.gradients = graph_->stage(graph_->outputs()[0]).kind == Kind::Nearest;
   while (static_cast<int>(objectives_.size()) < workers) {
-    objectives_.push_back(std::make_unique<Objective<T>>(graph_, kernels_, options, cost_, target_));
+    objectives_.push_back(
+        std::make_unique<Objective<T>>(graph_, kernels_, options, cost_, target_));
     scratch_.emplace_back(at(n_params()));
     if (batch_.count > chunk_) continue;
     objectives_.back()->select(batch_, 0, batch_.count, 1.0);  // once for all members

@@ -32,8 +32,8 @@ Search<T>::Search(const Kernels<T>& kernels, SearchOptions<T> options)
       best_value_(std::numeric_limits<double>::infinity()) {
   if (n_ == 0) throw std::invalid_argument("x0: expected at least one value");
   if (scale_.size() != mean_.size())
-    throw std::invalid_argument("step: got " + std::to_string(scale_.size()) +
-                                " values, x0 has " + std::to_string(n_));
+    throw std::invalid_argument("step: got " + std::to_string(scale_.size()) + " values, x0 has " +
+                                std::to_string(n_));
   free_ = n_ - std::count(scale_.begin(), scale_.end(), T(0));
 }
 
@@ -115,10 +115,10 @@ Index run_generation(Search<T>& search, Population<T>& population, Index left, i
 
 template class Search<float>;
 template class Search<double>;
-#define GS_INSTANTIATE(T)                                                                   \
-  template std::unique_ptr<Search<T>> make_search(const std::string&, const Kernels<T>&,    \
-                                                  SearchOptions<T>);                        \
-  template Index run_generation(Search<T>&, Population<T>&, Index, int,                     \
+#define GS_INSTANTIATE(T)                                                                \
+  template std::unique_ptr<Search<T>> make_search(const std::string&, const Kernels<T>&, \
+                                                  SearchOptions<T>);                     \
+  template Index run_generation(Search<T>&, Population<T>&, Index, int,                  \
                                 const std::function<bool()>&);
 GS_INSTANTIATE(float)
 GS_INSTANTIATE(double)

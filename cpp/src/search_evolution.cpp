@@ -16,9 +16,9 @@ namespace gradstack {
 namespace {
 
 constexpr double kPlateauGrowth = 1.5;
-constexpr double kStepMemory = 0.7;      // of the two-point signal
-constexpr double kStepDamping = 0.5;     // times sqrt(n)
-constexpr double kVarianceRate = 0.3;    // times mu_eff / (n + mu_eff)
+constexpr double kStepMemory = 0.7;    // of the two-point signal
+constexpr double kStepDamping = 0.5;   // times sqrt(n)
+constexpr double kVarianceRate = 0.3;  // times mu_eff / (n + mu_eff)
 
 std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
@@ -26,8 +26,8 @@ std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 std::vector<double> utilities(Index n) {
   std::vector<double> u(at(n));
   for (Index i = 0; i < n; ++i)
-    u[at(i)] = std::max(0.0, std::log(static_cast<double>(n) / 2 + 1) -
-                                 std::log(static_cast<double>(i + 1)));
+    u[at(i)] = std::max(
+        0.0, std::log(static_cast<double>(n) / 2 + 1) - std::log(static_cast<double>(i + 1)));
   const double sum = std::accumulate(u.begin(), u.end(), 0.0);
   for (double& x : u) x /= sum;
   return u;

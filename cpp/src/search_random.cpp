@@ -1,6 +1,6 @@
 // Local random search: normal steps of random length from the best point so far. Points of equal
-// value are taken, so that the search wanders over plateaus; a step that succeeds sets the length of
-// those to come.
+// value are taken, so that the search wanders over plateaus; a step that succeeds sets the length
+// of those to come.
 #include <algorithm>
 #include <cmath>
 
@@ -54,9 +54,7 @@ template <class T> class RandomSearch final : public Search<T> {
 
  private:
   // Log-normal around the current step.
-  double length(Index m) const {
-    return this->sigma_ * std::exp(normal<double>(this->key(~m), 0));
-  }
+  double length(Index m) const { return this->sigma_ * std::exp(normal<double>(this->key(~m), 0)); }
 
   const Index population_;
   Index points_ = 0;

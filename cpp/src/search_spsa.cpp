@@ -1,7 +1,7 @@
 // Simultaneous perturbation stochastic approximation (Spall 1992): the slope along a random corner
-// of a cube, from two values, is an estimate of the gradient. Here several corners are averaged, the
-// iterate itself is a point too, and steps are in units of the running size of the estimates, so
-// that nothing depends on the scale of the values. Gains decay as Spall advises (1998,
+// of a cube, from two values, is an estimate of the gradient. Here several corners are averaged,
+// the iterate itself is a point too, and steps are in units of the running size of the estimates,
+// so that nothing depends on the scale of the values. Gains decay as Spall advises (1998,
 // "Implementation of the simultaneous perturbation algorithm"); a generation without differences
 // (a plateau) widens the perturbation instead.
 #include <algorithm>
@@ -94,7 +94,8 @@ template <class T> class Spsa final : public Search<T> {
     const std::uint64_t key = this->key(pair);
     for (Index i = 0; i < n; i += 32) {  // a word of random bits has 32 signs; tiles begin with one
       const std::uint32_t bits = uniform_bits(key, static_cast<std::uint32_t>((begin + i) / 32));
-      for (Index j = i; j < std::min(n, i + 32); ++j) corner[j] = bits >> (j - i) & 1 ? T(1) : T(-1);
+      for (Index j = i; j < std::min(n, i + 32); ++j)
+        corner[j] = bits >> (j - i) & 1 ? T(1) : T(-1);
     }
   }
 

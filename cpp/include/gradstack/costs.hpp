@@ -376,8 +376,8 @@ class CrossEntropyLoss {
   double smoothing_;
 };
 
-// w_y [argmax ybar != y]: the share of samples classified wrongly. The first of equal outputs counts
-// as the largest; an output that is NaN is wrong.
+// w_y [argmax ybar != y]: the share of samples classified wrongly. The first of equal outputs
+// counts as the largest; an output that is NaN is wrong.
 struct ZeroOneLoss {
   static constexpr CostInfo info{.name = "ZeroOneLoss",
                                  .target = TargetKind::kLabels,
@@ -400,8 +400,7 @@ struct ZeroOneLoss {
     V wrong(0);
     for (Index i = 0; i < a.d; ++i) {
       const V ybar = L::load(a.ybar + i * a.lanes + first, n);
-      wrong = select(ybar < best, wrong,
-                     select(ybar == best, select(V(i) < y, V(1), wrong), V(1)));
+      wrong = select(ybar < best, wrong, select(ybar == best, select(V(i) < y, V(1), wrong), V(1)));
       if (a.grad != nullptr) L::store(a.grad + i * a.lanes + first, V(0), n);
       if (a.hv != nullptr) L::store(a.hv + i * a.lanes + first, V(0), n);
     }
@@ -474,11 +473,11 @@ template <class... Cs> struct CostList {
 };
 
 // A CostId is a position in this list.
-using Costs = CostList<costs::SquaredError, costs::MSELoss, costs::L1Loss, costs::SmoothL1Loss,
-                       costs::HuberLoss, costs::CrossEntropyLoss, costs::NLLLoss, costs::BCELoss,
-                       costs::BCEWithLogitsLoss, costs::PoissonNLLLoss, costs::GaussianNLLLoss,
-                       costs::KLDivLoss, costs::HingeEmbeddingLoss, costs::QuantileLoss,
-                       costs::ZeroOneLoss>;
+using Costs =
+    CostList<costs::SquaredError, costs::MSELoss, costs::L1Loss, costs::SmoothL1Loss,
+             costs::HuberLoss, costs::CrossEntropyLoss, costs::NLLLoss, costs::BCELoss,
+             costs::BCEWithLogitsLoss, costs::PoissonNLLLoss, costs::GaussianNLLLoss,
+             costs::KLDivLoss, costs::HingeEmbeddingLoss, costs::QuantileLoss, costs::ZeroOneLoss>;
 
 inline constexpr int kNumCosts = Costs::size;
 

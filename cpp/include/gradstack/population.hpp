@@ -14,8 +14,9 @@ namespace gradstack {
 template <class T> class Members {
  public:
   virtual ~Members() = default;
-  // Member m, written to `scratch` or lying elsewhere. Called by any worker, in any order; `follows`:
-  // scratch holds what the call for m - 1 has left there (the other half of a mirrored pair).
+  // Member m, written to `scratch` or lying elsewhere. Called by any worker, in any order;
+  // `follows`: scratch holds what the call for m - 1 has left there (the other half of a mirrored
+  // pair).
   virtual const T* member(Index m, bool follows, T* scratch) const = 0;
 };
 
@@ -55,7 +56,7 @@ template <class T> class Population {
   TargetSpec target_;
   bool serial_;
   Index chunk_;
-  double unit_;  // average (or sum) loss per summed loss
+  double unit_;                                            // average (or sum) loss per summed loss
   std::vector<std::unique_ptr<Objective<T>>> objectives_;  // per worker
   std::vector<std::vector<T>> scratch_;
 };

@@ -60,9 +60,7 @@ def _cobyla(f: Function, n: int, width: float, rng: np.random.Generator) -> None
     minimize(f, np.zeros(n), method="COBYLA", options=options)
 
 
-def _differential_evolution(
-    f: Function, n: int, width: float, rng: np.random.Generator
-) -> None:
+def _differential_evolution(f: Function, n: int, width: float, rng: np.random.Generator) -> None:
     from scipy.optimize import differential_evolution
 
     # Its name for the generator changed in SciPy 1.15.
@@ -70,8 +68,13 @@ def _differential_evolution(
     options: dict[str, Any] = {"rng" if "rng" in known else "seed": rng}
     reach = 8 * width
     differential_evolution(
-        f, [(-reach, reach)] * n, x0=np.zeros(n), popsize=max(1, 40 // n), maxiter=_UNLIMITED,
-        polish=False, **options
+        f,
+        [(-reach, reach)] * n,
+        x0=np.zeros(n),
+        popsize=max(1, 40 // n),
+        maxiter=_UNLIMITED,
+        polish=False,
+        **options,
     )
 
 

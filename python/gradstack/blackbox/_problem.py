@@ -53,6 +53,7 @@ class Problem:
         self.x = x0
         self.fun = math.inf
         self.nfev = 0
+        self._worst = -math.inf  # of the finite values
 
     def value(self, x: Array) -> float:
         """f(x), counted; NaN comes out as infinity."""
@@ -60,6 +61,8 @@ class Problem:
             raise SearchEndError("maxfev evaluations were made")
         value = as_value(self.f(x))
         self.nfev += 1
+        if math.isfinite(value):
+            self._worst = max(self._worst, value)
         if value < self.fun:
             self._improved(x.copy(), value)
         self._check_target()
@@ -85,13 +88,20 @@ class Problem:
         return self.x[self.free].astype(np.float64)
 
     def from_start(self, start: Array) -> Callable[[Array], float]:
-        """The function of the free coordinates, measured from `start` in units of the scale."""
+        """The function of the free coordinates, measured from `start` in units of the scale.
+
+        Where it has no value it is a little higher than anywhere else: other packages do
+        arithmetic with what they get.
+        """
         scale = self.scale[self.free]
 
         def f(u: Array) -> float:
             x = self.x0.copy()
             x[self.free] = start + scale * u
-            return self.value(x)
+            value = self.value(x)
+            if math.isfinite(value):
+                return value
+            return 2 * self._worst - self.fun + 1 if math.isfinite(self._worst) else 1.0
 
         return f
 
