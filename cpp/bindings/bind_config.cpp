@@ -55,6 +55,7 @@ py::list costs() {
     row["target"] = target_name(info.target);
     row["output"] = info.ybar_per_y == 1 ? "same" : "pair";
     row["class_weights"] = info.class_weights;
+    row["gradient"] = info.has_gradient;
     rows.append(row);
   }
   return rows;
