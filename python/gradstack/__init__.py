@@ -39,6 +39,7 @@ from gradstack._trainer import Trainer
 from gradstack.functional import apply, jvp, value_and_grad, vjp
 
 if TYPE_CHECKING:
+    from gradstack._draw import draw
     from gradstack._gradcheck import gradcheck
     from gradstack.interop import export_onnx, from_torch
     from gradstack.io import load, save
@@ -52,13 +53,14 @@ def show_config() -> dict[str, Any]:
     return config
 
 
-# Needed only by those who save, load, convert or check: not worth everybody's import time.
+# Needed only by those who save, load, convert, check or draw: not worth everybody's import time.
 _LAZY = {
     "save": "gradstack.io",
     "load": "gradstack.io",
     "from_torch": "gradstack.interop",
     "gradcheck": "gradstack._gradcheck",
     "export_onnx": "gradstack.interop",
+    "draw": "gradstack._draw",
 }
 
 
@@ -90,6 +92,7 @@ __all__ = [
     "clip_per_sample",
     "concat",
     "derivatives",
+    "draw",
     "export_onnx",
     "fisher_diag",
     "fishervp",

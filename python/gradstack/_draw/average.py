@@ -80,7 +80,7 @@ class _Average:
         scene.open("wire", source="w", target="net")
         for i, row in enumerate(self.rows):
             port = self._port(row, n)
-            start: Point = (self.bus, y if i == 0 else port - 8.0)
+            start: Point = (self.bus, y + _RADIUS if i == 0 else port - 8.0)
             points = [start, (self.bus, port), (self.net_x - 5.0, port)]
             scene.path(*rounded(points, 8.0), fill="none", stroke=WIRE, stroke_dasharray="5 3")
             scene.arrow((self.net_x, port))

@@ -50,9 +50,7 @@ def block_figures(model: Model, variables: bool) -> list[Figure]:
             count += 1
             key = carrier[block.name] = f"variable {block.name}"
             figures.append(
-                VariableFigure(
-                    key, f"z{subscript(count)}", [block.name], block.shape, tooltip=key
-                )
+                VariableFigure(key, f"z{subscript(count)}", [block.name], block.shape, tooltip=key)
             )
     for name, symbol in zip(model.outputs, output_symbols(len(model.outputs)), strict=True):
         figures.append(

@@ -206,7 +206,9 @@ def paint_cost(scene: Scene, at: Point, name: str) -> None:
     """The square of a cost, its left side centred at `at`, and its name below."""
     x, y = at
     half = COST_SIDE / 2
-    scene.rect(x, y - half, COST_SIDE, COST_SIDE, fill="#fde8e6", stroke=COST_COLOR, stroke_width=1.5)
+    scene.rect(
+        x, y - half, COST_SIDE, COST_SIDE, fill="#fde8e6", stroke=COST_COLOR, stroke_width=1.5
+    )
     scene.text(x + half, y + 5.0, "C", 14.0, font_style="italic")
     scene.text(x, y + half + 13.0, name, 10.0, "start", MUTED)
 

@@ -186,7 +186,9 @@ class _Arrangement:
 
     def _rows(self) -> list[range]:
         """Break the layers into rows: full ones, cut where few wires run."""
-        widths = [max((c.node.width for c in layer if not c.lane), default=0) for layer in self.layers]
+        widths = [
+            max((c.node.width for c in layer if not c.lane), default=0) for layer in self.layers
+        ]
         n = len(widths)
         cut = [0.0] * (n + 1)
         for i, layer in enumerate(self.layers[:-1]):
@@ -360,4 +362,3 @@ def _weight(a: _Cell, b: _Cell) -> float:
     if a.lane or b.lane:
         return 4.0 if a.lane and b.lane else 1.0
     return 8.0 if a.into else 6.0
-

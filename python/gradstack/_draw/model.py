@@ -173,4 +173,3 @@ def _unusual(stage: dict[str, Any]) -> str:
     if list(stage["params"]) == defaults:
         return ""
     return ", ".join(map(number_text, stage["params"]))
-

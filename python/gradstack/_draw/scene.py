@@ -111,7 +111,7 @@ class Scene:
             [
                 f"{head}{_attributes({'font_family': FONT})}>",
                 f"  <title>{escape(title)}</title>",
-                f'  <rect{_attributes({"width": width, "height": height, "fill": "white"})}/>',
+                f"  <rect{_attributes({'width': width, 'height': height, 'fill': 'white'})}/>",
                 *self._lines,
                 "</svg>\n",
             ]

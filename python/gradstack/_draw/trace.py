@@ -20,10 +20,10 @@ from gradstack._draw.figures import (
     paint_all,
 )
 from gradstack._draw.heat import coarsen, paint_heat, strength
-from gradstack._draw.layout import Node, arrange
+from gradstack._draw.layout import arrange
 from gradstack._draw.model import Block, Model, read_model
 from gradstack._draw.scene import INK, MUTED, WIRE, Point, Scene
-from gradstack._draw.text import count_text, number_text, shape_text, text_width
+from gradstack._draw.text import count_text, number_text, text_width
 
 if TYPE_CHECKING:
     from gradstack._backprop import Backprop, Stage
@@ -169,8 +169,8 @@ def _figures(trace: Backprop, model: Model, batch: int) -> list[Figure]:
         values[stage.name] = stage.out.reshape(batch, -1)
         if final:
             gradients[stage.name] = trace.dybar.reshape(batch, -1)
-        shape = None if final else block.shape
-        circle = VariableFigure(key, symbol, [stage.name], shape, tooltip=f"out of {stage.name}")
+        label = None if final else block.shape
+        circle = VariableFigure(key, symbol, [stage.name], label, tooltip=f"out of {stage.name}")
         figures.append(Panel(circle, _variable(symbol, stage.name, values, gradients)))
     return figures + _cost(trace, carrier[last])
 

@@ -187,7 +187,9 @@ def _links(
         return Links(source, np.argwhere(np.ones((out, n), bool)), None)
     units = np.arange(n)
     if kind == "slice":
-        return Links(source, np.stack([np.arange(out), units[stage["begin"] : stage["end"]]], 1), None)
+        return Links(
+            source, np.stack([np.arange(out), units[stage["begin"] : stage["end"]]], 1), None
+        )
     before = 0
     if kind == "concat":
         shapes = model.shapes
@@ -201,17 +203,20 @@ def _paint_links(
     by_key = {figure.node.key: figure for figure in figures}
     at = layout.at
     for figure in figures:
+        key = figure.node.key
         for link in figure.links:
-            route = layout.lanes_between(link.source, figure.node.key)
-            scene.open("wire", source=link.source, target=figure.node.key)
+            route = layout.lanes_between(link.source, key)
+            scene.open("wire", source=link.source, target=key)
             source = by_key[link.source]
-            order = range(len(link.pairs))
+            order: Sequence[int] = range(len(link.pairs))
             if link.weights is not None:
                 # Strong weights are painted last, on top.
-                order = np.argsort(np.abs(link.weights))  # type: ignore[assignment]
+                order = np.argsort(np.abs(link.weights)).tolist()
             for k in order:
                 i, j = link.pairs[k]
-                start, end = source.unit(at[link.source], j), figure.unit(at[figure.node.key], i)
+                (x0, y0), (x1, y1) = source.unit(at[link.source], j), figure.unit(at[key], i)
+                # From rim to rim: a steep line must not cut the neighbours of its ends.
+                start, end = (x0 + _RADIUS, y0), (x1 - _RADIUS, y1)
                 offset = _STRAND * (j - (source.size - 1) / 2)
                 points = [start, *((x, y + offset) for x, y in route), end]
                 style = _line_style(None if link.weights is None else link.weights[k], largest)
