@@ -12,63 +12,10 @@ import pytest
 import gradstack as gs
 import oracle_nets
 from gradstack import nn
+from random_nets import RandomNet, random_net
 
 pytest.importorskip("matplotlib", reason="its font measures the texts")
 import svg_geometry
-
-
-class Drawn(nn.Module):
-    """A random graph with several inputs and outputs, fans, diamonds, long skips and names."""
-
-    def __init__(self, seed: int, size: int) -> None:
-        super().__init__()
-        self.rng = np.random.default_rng(seed)
-        self.size = size
-        self.seed = seed
-        self.count = int(self.rng.integers(1, 4))
-        for i in range(size):
-            name = "a_layer_with_quite_a_long_name" if i == 3 else f"layer{i}"
-            mask = self.rng.random((8, 8)) < 0.5 if i % 5 == 4 else None
-            self.add_module(name, nn.Linear(8, 8, bias=bool(i % 3), mask=mask))
-
-    def forward(self, *xs: Any) -> Any:
-        rng = np.random.default_rng(self.seed)
-        values = list(xs)
-        layers = list(self.children())
-
-        def pick() -> Any:
-            near = rng.random() < 0.7
-            return values[-1] if near else values[int(rng.integers(len(values)))]
-
-        for i in range(self.size):
-            a, b = pick(), pick()
-            kind = rng.integers(9)
-            if kind < 3:
-                value = layers[i](a)
-            elif kind == 3:
-                value = gs.tanh(a) if i % 2 else gs.leaky_relu(a, 0.125)
-            elif kind == 4:
-                value = [a + b, a - b, a * b, a / b][int(rng.integers(4))]
-            elif kind == 5:
-                value = gs.softmax(a)
-            elif kind == 6:
-                value = -1.5 * a + 2
-            elif kind == 7:
-                parts = [pick()[2 * k : 2 * k + 2] for k in range(4)]
-                value = gs.concat(parts)
-            else:
-                value = a.view(2, 4).view(-1)
-            values.append(value)
-        if rng.random() < 0.5:
-            return values[-1]
-        return tuple(values[-2:])
-
-
-def random_net(seed: int) -> nn.Module:
-    rng = np.random.default_rng(seed)
-    net = Drawn(seed, int(rng.integers(1, 31)))
-    net.trace(*[(8,)] * net.count)
-    return net
 
 
 def chain(blocks: int) -> nn.Sequential:
@@ -270,7 +217,7 @@ def test_bad_arguments() -> None:
         gs.draw(net, width=10)
     with pytest.raises(ValueError, match="sample shape is not known"):
         gs.draw(nn.Sequential(nn.Flatten(), nn.ReLU()))
-    two = Drawn(0, 3)
+    two = RandomNet(0, 3)
     two.forward = lambda x: (x + 1, x * 2)  # type: ignore[assignment]
     two.trace((8,))
     with pytest.raises(ValueError, match="2 outputs, a cost takes one"):

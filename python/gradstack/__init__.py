@@ -41,6 +41,7 @@ from gradstack.functional import apply, jvp, value_and_grad, vjp
 if TYPE_CHECKING:
     from gradstack._draw import draw
     from gradstack._gradcheck import gradcheck
+    from gradstack._simplify import simplify
     from gradstack.interop import export_onnx, from_torch
     from gradstack.io import load, save
 
@@ -61,6 +62,7 @@ _LAZY = {
     "gradcheck": "gradstack._gradcheck",
     "export_onnx": "gradstack.interop",
     "draw": "gradstack._draw",
+    "simplify": "gradstack._simplify",
 }
 
 
@@ -117,6 +119,7 @@ __all__ = [
     "save",
     "seed",
     "show_config",
+    "simplify",
     "softmax",
     "value_and_grad",
     "vjp",
