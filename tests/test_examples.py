@@ -27,10 +27,10 @@ def number(pattern: str, text: str) -> float:
     return float(found[1])
 
 
-def run_with_picture(name: str, folder: pathlib.Path) -> str:
+def run_with_picture(name: str, folder: pathlib.Path, *arguments: str) -> str:
     """Run an example in quick mode and check that it left its picture."""
     pytest.importorskip("matplotlib", reason="the example draws")
-    output = run(f"{name}.py", "--quick", "--out", str(folder / "new"))
+    output = run(f"{name}.py", "--quick", "--out", str(folder / "new"), *arguments)
     picture = (folder / "new" / f"{name}.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert 10_000 < len(picture) < LARGEST_PICTURE
@@ -76,3 +76,23 @@ def test_poisson_pinn(tmp_path: pathlib.Path) -> None:
     output = run_with_picture("poisson_pinn", tmp_path)
     assert number("relative residual", output) < 5e-3
     assert number("relative error of the solution", output) < 1e-3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_stochastic_descent(tmp_path: pathlib.Path, seed: int) -> None:
+    output = run_with_picture("stochastic_descent", tmp_path, "--seed", str(seed))
+    # The full batch goes down in every step, one sample does not; but it is there after one pass.
+    assert number("full batch, 30 passes: uphill in", output) == 0
+    assert number("one sample at a time, 1 pass: uphill in", output) > 25
+    after_one = number("after one pass the full batch has a loss of", output)
+    stochastic = number(r"uphill in [\d.]+ % of the steps, loss", output.split("one sample")[1])
+    assert after_one > 10 * stochastic
+    # Data that occur k times save it k passes of k.
+    for k in (1, 4, 16):
+        assert number(f"k = {k}:", output) == pytest.approx(k, rel=0.1)
+
+
+def test_minibatch_speed(tmp_path: pathlib.Path) -> None:
+    output = run_with_picture("minibatch_speed", tmp_path)
+    assert output.count("the same weights") == 4
+    assert "different weights" not in output

@@ -39,6 +39,7 @@ from gradstack._trainer import Trainer
 from gradstack.functional import apply, jvp, value_and_grad, vjp
 
 if TYPE_CHECKING:
+    from gradstack import plot
     from gradstack._draw import draw
     from gradstack._gradcheck import gradcheck
     from gradstack._simplify import simplify
@@ -63,6 +64,7 @@ _LAZY = {
     "export_onnx": "gradstack.interop",
     "draw": "gradstack._draw",
     "simplify": "gradstack._simplify",
+    "plot": "gradstack.plot",
 }
 
 
@@ -70,7 +72,8 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         import importlib
 
-        value = getattr(importlib.import_module(_LAZY[name]), name)
+        module = importlib.import_module(_LAZY[name])
+        value = module if module.__name__ == f"{__name__}.{name}" else getattr(module, name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'gradstack' has no attribute {name!r}")
@@ -116,6 +119,7 @@ __all__ = [
     "optim",
     "per_sample_grad",
     "per_sample_grad_norm",
+    "plot",
     "save",
     "seed",
     "show_config",
