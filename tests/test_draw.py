@@ -229,7 +229,7 @@ def test_boxes_are_measured_generously() -> None:
     from gradstack._draw.text import text_width
 
     words = ["Linear", "CrossEntropyLoss", "w 256×784 + b 256", "200,960 parameters", "ȳ₁₂"]
-    words += ["a_layer_with_quite_a_long_name", "‖0.0252‖ −0.00298…0.00329", "MWQ@%", "iIlL1"]
+    words += ["a_layer_with_quite_a_long_name", "‖·‖ 0.0252, −0.00298…0.00329", "MWQ@%", "iIlL1"]
     for word in words:
         for bold in (False, True):
             assert svg_geometry.text_length(word, 10, bold) <= text_width(word, 10, bold)
@@ -278,7 +278,7 @@ def test_a_backprop_run_shows_its_values() -> None:
     for stage in trace.stages:
         assert written(stage.dz) in texts
     assert texts.count("dC/dw") == 2
-    norm = f"‖{np.linalg.norm(trace['0'].dw):.3g}‖"
+    norm = f"‖·‖ {np.linalg.norm(trace['0'].dw):.3g},"
     assert any(t.startswith(norm) for t in texts)
     assert f"{trace.loss:.3g}" in texts
 

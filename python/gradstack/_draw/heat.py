@@ -78,6 +78,6 @@ def paint_heat(
     # One path per colour, in units of cells: a tenth of the size of a rectangle per cell.
     scene.open("heat", transform=(x, y, width / columns, height / rows))
     for color, runs in cells.items():
-        scene.path("".join(runs), fill=color)
+        scene.path("".join(runs), fill=color, shape_rendering="crispEdges")
     scene.close()
     scene.rect(x, y, width, height, fill="none", stroke=MUTED, stroke_width=0.6)

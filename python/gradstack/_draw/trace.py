@@ -74,7 +74,7 @@ class Entry:
             both = np.concatenate([both, self.extra.ravel()])
         wide = both.astype(np.float64)
         low, high = number_text(float(wide.min())), number_text(float(wide.max()))
-        return f"‖{number_text(float(np.linalg.norm(wide)))}‖ {low}…{high}"
+        return f"‖·‖ {number_text(float(np.linalg.norm(wide)))}, {low}…{high}"
 
     def paint(self, scene: Scene, x: float, y: float) -> None:
         """Draw it with the upper left corner at (x, y)."""
