@@ -144,6 +144,23 @@ def test_identities_go() -> None:
     assert np.array_equal(made(x), net.eval()(x))
 
 
+def test_what_hands_an_input_through_stays() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.drop = nn.Linear(3, 2, dtype=F64), nn.Dropout(0.5)
+
+        def forward(self, x: Any) -> Any:
+            return self.drop(x), self.layer(x), 1.0 * x, x
+
+    net = Pair()
+    net.trace((3,))
+    made = gs.simplify(net)
+    x = np.random.default_rng(0).standard_normal((4, 3))
+    for a, b in zip(net(x), made(x), strict=True):
+        assert np.array_equal(a, b)
+
+
 def test_a_bottleneck_is_kept_on_request() -> None:
     net = nn.Sequential(nn.Linear(50, 2), nn.Linear(2, 50))
     assert kinds(gs.simplify(net)) == ["linear"]
@@ -243,6 +260,17 @@ def test_standardisation_folds_into_the_first_layer() -> None:
     assert close(net((x - mean) / std), made(x), 1e-11)
     assert kinds(made) == kinds(net)
     np.testing.assert_allclose(linear(made)[0].weight, net[0].weight / std, rtol=1e-14)
+
+
+def test_standardisation_passes_views() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.uniform(0, 255, (50, 3, 4))
+    mean, std = images.mean(axis=0), images.std(axis=0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 5, dtype=F64), nn.ReLU())
+    net.trace((3, 4))
+    made = gs.simplify(net, images, standardise=(mean, std))
+    assert kinds(made) == kinds(net)
+    np.testing.assert_allclose(linear(made)[0].weight, net[1].weight / std.ravel(), rtol=1e-14)
 
 
 def test_numbers_inside_forward_fold_too() -> None:

@@ -195,8 +195,8 @@ def _parameters(stage: Stage, block: Block) -> list[Entry]:
     entries = []
     for name, flat in (("w", stage.w), ("dC/dw", stage.dw)):
         gradient = name != "w"
-        if flat.ndim == 2:  # per sample: one row each
-            entries.append(Entry(name, flat, gradient=gradient))
+        if flat.ndim == 2 or block.kind != "linear":  # per sample: one row each
+            entries.append(Entry(name, np.atleast_2d(flat), gradient=gradient))
             continue
         out = block.shape[0]
         inputs = (flat.size - out * block.biased) // out

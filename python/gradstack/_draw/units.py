@@ -27,6 +27,7 @@ _COLUMN = 64.0
 _LINE = 13.0
 _STRAND = 3.0  # between the lines of a bundle that passes a layer
 _SMALL = 10.0
+_ONE_TO_ONE = ("pointwise", "add", "sub", "mul", "div", "reshape", "dropout")
 
 Array = npt.NDArray[Any]
 
@@ -182,19 +183,18 @@ def _links(
         there = np.ones(weight.shape, bool) if mask is None else np.reshape(mask, weight.shape)
         pairs = np.argwhere(there)
         return Links(source, pairs, weight[there])
-    if kind in ("softmax", "log_softmax", "nearest", "opaque"):
-        # Every unit depends on every other one.
-        return Links(source, np.argwhere(np.ones((out, n), bool)), None)
     units = np.arange(n)
     if kind == "slice":
-        return Links(
-            source, np.stack([np.arange(out), units[stage["begin"] : stage["end"]]], 1), None
-        )
-    before = 0
+        units = units[stage["begin"] : stage["end"]]
+        return Links(source, np.stack([np.arange(out), units], 1), None)
     if kind == "concat":
         shapes = model.shapes
         before = sum(math.prod(shapes[s]) for s in stage["inputs"][:slot])
-    return Links(source, np.stack([units + before, units], 1), None)
+        return Links(source, np.stack([units + before, units], 1), None)
+    if kind in _ONE_TO_ONE:
+        return Links(source, np.stack([units, units], 1), None)
+    # Softmax, the nearest prototype, blocks in Python: every unit depends on every other one.
+    return Links(source, np.argwhere(np.ones((out, n), bool)), None)
 
 
 def _paint_links(

@@ -22,6 +22,12 @@ from gradstack.nn.module import Module
 
 Array = npt.NDArray[Any]
 
+# What the rules know; a block of another kind is kept as the module that it is.
+_KINDS = frozenset(
+    {"input", "linear", "pointwise", "add", "sub", "mul", "div", "concat", "slice", "reshape"}
+    | {"softmax", "log_softmax", "dropout", "nearest"}
+)
+
 
 @dataclass(eq=False)
 class Node:
@@ -124,6 +130,8 @@ def read_blocks(net: Module, compiled: Compiled) -> Blocks:
         node = Node(stage["name"], stage["kind"], list(stage["inputs"]), tuple(stage["shape"]))
         node.attrs = {key: stage[key] for key in ("op", "params", "begin", "end") if key in stage}
         node.block = compiled.blocks[node.name]
+        if node.kind not in _KINDS:
+            node.kind = "opaque"
         if node.kind in ("linear", "nearest"):
             node.weight = values[stage["weight"]]
             node.origin = (stage["weight"], stage.get("bias"), id(node.block))

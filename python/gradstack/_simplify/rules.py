@@ -62,8 +62,10 @@ def _drop_identities(blocks: Blocks) -> bool:
             or (node.kind == "reshape" and node.shape == source.shape)
             or (ab is not None and bool(np.all(ab[0] == 1) and np.all(ab[1] == 0)))
         )
-        # The input itself is no output: what hands it through stays.
-        if nothing and not (source.kind == "input" and node.name in blocks.outputs):
+        if nothing and source.kind == "input" and node.name in blocks.outputs:
+            # The input itself is no output: something has to hand it through.
+            node.kind, node.attrs = "pointwise", {"op": "identity", "params": []}
+        elif nothing:
             blocks.replace(node.name, source.name)
             del blocks.nodes[node.name]
             changed = True
