@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradstack._draw._order import crossings, isotonic_medians, reorder, weighted_median
-from gradstack._draw.layout import CHANNEL, Layout, Node, arrange
+from gradstack._draw.layout import CHANNEL, GAP, Layout, Node, arrange
 
 
 def random_nodes(seed: int, count: int) -> list[Node]:
@@ -90,6 +90,21 @@ def test_a_chain_stays_at_one_height_and_fills_its_rows() -> None:
     assert all(len([p for p in layout.at.values() if p[1] == y]) >= 7 for y in rows)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_no_room_is_wasted(seed: int) -> None:
+    """A row is not much higher than its fullest layer."""
+    nodes = random_nodes(seed, 3 + seed % 30)
+    layout = arrange(nodes, 1e9)
+    columns: dict[float, float] = {}
+    for node in nodes:
+        x = layout.at[node.key][0]
+        columns[x] = columns.get(x, 0.0) + node.above + node.below + GAP
+    for lanes in layout.lanes.values():
+        for (x, _), _ in lanes:
+            columns[x] = columns.get(x, 0.0) + GAP
+    assert layout.height < 2 * max(columns.values())
+
+
 def test_a_skip_does_not_bend_the_chain() -> None:
     names = "abcdef"
     nodes = [Node(n, 60, 20, 30, [names[i - 1]] if i else [], [0.0]) for i, n in enumerate(names)]
@@ -136,8 +151,8 @@ def test_isotonic_medians_are_optimal(seed: int) -> None:
 
 
 def test_weighted_median() -> None:
-    assert weighted_median([(3.0, 1.0), (1.0, 5.0), (9.0, 1.0)]) == 1.0
-    assert weighted_median([(0.0, 2.0), (10.0, 2.0)]) == 5.0
+    assert weighted_median([(3.0, 1.0), (1.0, 5.0), (9.0, 1.0)]) == (1.0, 1.0)
+    assert weighted_median([(0.0, 2.0), (10.0, 2.0)]) == (0.0, 10.0)
 
 
 @pytest.mark.parametrize("seed", range(20))

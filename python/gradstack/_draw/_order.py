@@ -83,18 +83,18 @@ def _count(order: list[list[int]], links: Sequence[Links]) -> int:
     return sum(_count_between(order, links, i) for i in range(len(links)))
 
 
-def weighted_median(values: Sequence[tuple[float, float]]) -> float:
-    """The median of (value, weight); the middle where two values share it."""
+def weighted_median(values: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The medians of (value, weight): all that lies between the two numbers returned."""
     ordered = sorted(values)
     half = sum(w for _, w in ordered) / 2
     total = 0.0
     for i, (value, weight) in enumerate(ordered):
         total += weight
         if abs(total - half) < 1e-9 and i + 1 < len(ordered):
-            return (value + ordered[i + 1][0]) / 2
+            return value, ordered[i + 1][0]
         if total > half:
-            return value
-    return ordered[-1][0]
+            return value, value
+    return ordered[-1][0], ordered[-1][0]
 
 
 def isotonic_medians(values: Sequence[tuple[float, float]]) -> list[float]:
@@ -108,6 +108,6 @@ def isotonic_medians(values: Sequence[tuple[float, float]]) -> list[float]:
         level = pair[0]
         while groups and groups[-1][0] > level:
             members = groups.pop()[1] + members
-            level = weighted_median(members)
+            level = sum(weighted_median(members)) / 2
         groups.append((level, members))
     return [level for level, members in groups for _ in members]

@@ -8,6 +8,7 @@ straight. Long diagrams continue in rows below; the wires between rows run in th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -221,27 +222,29 @@ class _Arrangement:
             return 0.0
         return cell.node.ports[self.port_order[cell.node.key].index(slot)]
 
-    def _wish(self, cell: _Cell, row: range, before: bool, after: bool) -> tuple[float, float]:
-        """The height at which most of its wires would be straight, with its weight.
+    def _wish(self, cell: _Cell, row: range, forward: bool, both: bool) -> tuple[float, float]:
+        """The height at which its wires would be straightest, with its weight.
 
-        `before` is the side that decides when both are equally heavy.
+        Only the wires of the side that the sweep comes from count, or those of `both` sides.
         """
         sides = []
-        if cell.rank - 1 in row:
+        if cell.rank - 1 in row and cell.into:
             sides.append(
                 [(s.y - self._port(cell, i), _weight(s, cell)) for i, s in enumerate(cell.into)]
             )
-        if cell.rank + 1 in row:
+        if cell.rank + 1 in row and cell.out:
             sides.append([(t.y + self._port(t, i), _weight(cell, t)) for t, i in cell.out])
-            if not before:
-                sides.reverse()
-        wishes = [(weighted_median(side), sum(w for _, w in side)) for side in sides if side]
-        if not (before and after):
-            wishes = wishes[:1]
-        if not wishes:
+        if not sides:
             return cell.y, 0.1
-        height = max(wishes, key=lambda wish: wish[1])[0]
-        return height, sum(w for _, w in wishes)
+        first = sides[0] if forward else sides[-1]
+        weight = sum(w for side in sides for _, w in side)
+        low, high = weighted_median(first)
+        middle = (low + high) / 2
+        if both:
+            # Where all of an interval is as good, the side that the sweep comes from decides.
+            low, high = weighted_median([wish for side in sides for wish in side])
+            middle = min(max(middle, low), high)
+        return middle, weight
 
     def _settle_heights(self, row: range) -> None:
         for rank in row:
@@ -257,6 +260,17 @@ class _Arrangement:
             forward = sweep % 2 == 1  # the last sweep goes from left to right
             for rank in row if forward else reversed(row):
                 self._settle_layer(rank, row, forward, sweep >= _SWEEPS // 3)
+        self._close_gaps(row)
+
+    def _close_gaps(self, row: range) -> None:
+        """Take out horizontal bands in which nothing stands, where parts have drifted apart."""
+        cells = sorted((c for rank in row for c in self.layers[rank]), key=lambda c: c.y - c.above)
+        end, shift = -math.inf, 0.0
+        for cell in cells:
+            if end > -math.inf:
+                shift += max(0.0, cell.y - cell.above - end - GAP)
+            end = max(end, cell.y + cell.below)
+            cell.y -= shift
 
     def _settle_layer(self, rank: int, row: range, forward: bool, both: bool) -> None:
         layer = self.layers[rank]
