@@ -112,3 +112,23 @@ def test_learning_rate_matrix(tmp_path: pathlib.Path, seed: int) -> None:
     number_, diagonal, kronecker, full = finals[4:]
     assert full < 0.5 * kronecker < 0.5 * diagonal < 0.5 * number_
     assert "refused: eta must be positive semi-definite" in output
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_stochastic_descent(tmp_path: pathlib.Path, seed: int) -> None:
+    output = run_with_picture("stochastic_descent", tmp_path, "--seed", str(seed))
+    # The full batch goes down in every step, one sample does not; but it is there after one pass.
+    assert number("full batch, 30 passes: uphill in", output) == 0
+    assert number("one sample at a time, 1 pass: uphill in", output) > 25
+    after_one = number("after one pass the full batch has a loss of", output)
+    stochastic = number(r"uphill in [\d.]+ % of the steps, loss", output.split("one sample")[1])
+    assert after_one > 10 * stochastic
+    # Data that occur k times save it k passes of k.
+    for k in (1, 4, 16):
+        assert number(f"k = {k}:", output) == pytest.approx(k, rel=0.1)
+
+
+def test_minibatch_speed(tmp_path: pathlib.Path) -> None:
+    output = run_with_picture("minibatch_speed", tmp_path)
+    assert output.count("the same weights") == 4
+    assert "different weights" not in output

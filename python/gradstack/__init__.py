@@ -39,8 +39,10 @@ from gradstack._trainer import Trainer
 from gradstack.functional import apply, jvp, value_and_grad, vjp
 
 if TYPE_CHECKING:
-    from gradstack import blackbox
+    from gradstack import blackbox, plot
+    from gradstack._draw import draw
     from gradstack._gradcheck import gradcheck
+    from gradstack._simplify import simplify
     from gradstack.interop import export_onnx, from_torch
     from gradstack.io import load, save
 
@@ -60,25 +62,25 @@ def show_config() -> dict[str, Any]:
     return config
 
 
-# Needed only by those who save, load, convert or check: not worth everybody's import time.
+# Needed only by those who save, load, convert, check or draw: not worth everybody's import time.
 _LAZY = {
     "save": "gradstack.io",
     "load": "gradstack.io",
     "from_torch": "gradstack.interop",
     "gradcheck": "gradstack._gradcheck",
     "export_onnx": "gradstack.interop",
+    "draw": "gradstack._draw",
+    "simplify": "gradstack._simplify",
 }
-_LAZY_MODULES = ("blackbox",)
+_LAZY_MODULES = ("blackbox", "plot")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY_MODULES:
-        import importlib
+    import importlib
 
+    if name in _LAZY_MODULES:
         return importlib.import_module(f"gradstack.{name}")
     if name in _LAZY:
-        import importlib
-
         value = getattr(importlib.import_module(_LAZY[name]), name)
         globals()[name] = value
         return value
@@ -104,6 +106,7 @@ __all__ = [
     "clip_per_sample",
     "concat",
     "derivatives",
+    "draw",
     "export_onnx",
     "fisher_diag",
     "fishervp",
@@ -125,9 +128,11 @@ __all__ = [
     "optim",
     "per_sample_grad",
     "per_sample_grad_norm",
+    "plot",
     "save",
     "seed",
     "show_config",
+    "simplify",
     "softmax",
     "value_and_grad",
     "vjp",

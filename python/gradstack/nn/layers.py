@@ -289,7 +289,7 @@ class NearestNeighbour(Layer):
         super().__init__()
         self.in_features = as_count(in_features, "in_features")
         kind = net_dtype(dtype)
-        if hasattr(prototypes, "__index__") or np.ndim(prototypes) == 0:
+        if np.ndim(prototypes) == 0:
             shape = (as_count(prototypes, "prototypes"), self.in_features)
             values = _random.resolve(generator).standard_normal(shape)
         else:
