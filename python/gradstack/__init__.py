@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gradstack import _core, _functions, nn, optim
+from gradstack import _core, _functions, nn, optim, rl
 from gradstack._backprop import Backprop, Stage, backprop
 from gradstack._calculus import (
     as_scipy,
@@ -33,6 +33,7 @@ from gradstack._fit import fit
 from gradstack._functions import *  # noqa: F403
 from gradstack._history import History
 from gradstack._pointwise import log_softmax, softmax
+from gradstack._polyak import polyak
 from gradstack._random import seed
 from gradstack._trace import concat
 from gradstack._trainer import Trainer
@@ -111,6 +112,8 @@ __all__ = [
     "optim",
     "per_sample_grad",
     "per_sample_grad_norm",
+    "polyak",
+    "rl",
     "save",
     "seed",
     "show_config",
