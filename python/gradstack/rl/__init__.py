@@ -9,8 +9,9 @@ and their PPO versions. Environments are Gymnasium's (``pip install gradstack[rl
 from __future__ import annotations
 
 from gradstack.rl._advantages import gae, returns
+from gradstack.rl._episodes import episode_returns
 from gradstack.rl._policies import Categorical, Gaussian
 from gradstack.rl._replay import ReplayBuffer
 from gradstack.rl._rollout import Rollout
 
-__all__ = ["Categorical", "Gaussian", "ReplayBuffer", "Rollout", "gae", "returns"]
+__all__ = ["Categorical", "Gaussian", "ReplayBuffer", "Rollout", "episode_returns", "gae", "returns"]
