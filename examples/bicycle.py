@@ -68,7 +68,7 @@ def draw_poses(axes: Any, states: Array, title: str) -> None:
     for k in range(0, min(len(states), 250), 10):
         lean = states[k, 0]
         x, tip = 0.1 * k, 1.6 * np.array([np.sin(3 * lean), np.cos(3 * lean)])
-        color = plt.get_cmap("RdYlGn_r")(min(1.0, abs(lean) / Bicycle.LEAN))
+        color = "C3" if k + 10 >= len(states) else "C0"
         axes.plot([x, x + tip[0]], [0, tip[1]], color=color, linewidth=2.5)
         axes.plot(x + tip[0], tip[1], "o", color=color, markersize=5)
     axes.axhline(0, color="0.4", linewidth=1)
