@@ -3,7 +3,7 @@
 Lecture: "Nash equilibria between two functions: generative adversarial networks". The generator
 turns noise into points; the discriminator tells them from real ones and is the generator's cost. At
 the equilibrium the points cannot be told apart. Two mixtures of Gaussians are imitated, a ring of
-eight and a grid of 25; missing one of their modes is how this game usually goes wrong.
+eight and a grid of 9; missing one of their modes is how this game usually goes wrong.
 
 Run it: ``python examples/gan_mixture.py [--quick] [--out FOLDER]``.
 """
@@ -21,10 +21,10 @@ from gradstack import nn, optim
 
 SPREAD, BATCH = 0.15, 128
 TURNS = np.linspace(0, 2 * np.pi, 8, endpoint=False)
-LINE = np.linspace(-3, 3, 5)
+LINE = np.linspace(-2.5, 2.5, 3)
 MIXTURES = {
     "ring of 8": 3 * np.stack([np.cos(TURNS), np.sin(TURNS)], axis=1),
-    "grid of 25": np.stack(np.meshgrid(LINE, LINE), axis=-1).reshape(-1, 2),
+    "grid of 9": np.stack(np.meshgrid(LINE, LINE), axis=-1).reshape(-1, 2),
 }
 
 
@@ -34,9 +34,9 @@ def draw(modes: Array, count: int, rng: np.random.Generator) -> Array:
 
 
 def judge(points: Array, modes: Array) -> tuple[int, float]:
-    """Modes that get at least a third of their share, and the share of points near one (4 sigma)."""
+    """Modes that get at least a third of their share, and the share of points near one (3 sigma)."""
     distance = np.linalg.norm(points[:, None] - modes, axis=2)
-    near = distance.min(axis=1) < 4 * SPREAD
+    near = distance.min(axis=1) < 3 * SPREAD
     counts = np.bincount(distance.argmin(axis=1)[near], minlength=len(modes))
     return int((counts > len(points) / len(modes) / 3).sum()), float(near.mean())
 
