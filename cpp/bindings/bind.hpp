@@ -12,5 +12,6 @@ template <class T> void bind_program(py::module_& m);
 template <class T> void bind_backprop(py::module_& m);
 template <class T> void bind_trainer(py::module_& m);
 template <class T> void bind_calculus(py::module_& m);
+template <class T> void bind_search(py::module_& m);
 
 }  // namespace gradstack::bindings

@@ -56,6 +56,7 @@ py::list costs() {
     row["ybar_per_y"] = info.ybar_per_y;
     row["y_extra"] = info.y_extra;
     row["class_weights"] = info.class_weights;
+    row["gradient"] = info.has_gradient;
     rows.append(row);
   }
   return rows;

@@ -1,10 +1,10 @@
 #include <algorithm>
 #include <cmath>
-#include <exception>
 
 #include "bind.hpp"
 #include "gradstack/registry.hpp"
 #include "gradstack/trainer.hpp"
+#include "signals.hpp"
 
 namespace gradstack::bindings {
 namespace {
@@ -107,22 +107,11 @@ template <class T> class PyTrainer {
 
   std::vector<double> run(
       const py::array_t<double, py::array::c_style | py::array::forcecast>& lrs) {
-    std::exception_ptr signal;
-    // PyErr_CheckSignals runs Python's handlers; it does nothing outside the main thread.
-    const auto interrupted = [&signal] {
-      const py::gil_scoped_acquire gil;
-      if (PyErr_CheckSignals() == 0) return false;
-      signal = std::make_exception_ptr(py::error_already_set());
-      return true;
-    };
     const double* rates = lrs.data();
     const Index n = lrs.size();
-    try {
-      const py::gil_scoped_release release;
+    return interruptible([&](const std::function<bool()>& interrupted) {
       return trainer_.run(rates, n, interrupted);
-    } catch (const Interrupted&) {
-      std::rethrow_exception(signal);
-    }
+    });
   }
 
   py::dict position() const {

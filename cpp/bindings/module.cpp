@@ -12,6 +12,7 @@ template <class T> void bind_dtype(py::module_& parent, const char* name) {
   bind_backprop<T>(m);
   bind_trainer<T>(m);
   bind_calculus<T>(m);
+  bind_search<T>(m);
 }
 
 }  // namespace

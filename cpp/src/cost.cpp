@@ -65,6 +65,13 @@ template <class T> double TableCost<T>::normaliser(std::int64_t label) const {
              : static_cast<double>(class_weight_[static_cast<std::size_t>(label)]);
 }
 
+template <class T> void TableCost<T>::require_gradient() const {
+  if (!cost_info(id_).has_gradient)
+    throw std::invalid_argument("[" + name_ +
+                                "] has no gradient: minimise it with gs.blackbox, or train on a "
+                                "smooth surrogate such as CrossEntropyLoss");
+}
+
 // Element-wise costs average over their components: d / ybar_per_y of them.
 template <class T> double TableCost<T>::sum_factor(Index d) const {
   const CostInfo& info = cost_info(id_);
@@ -79,6 +86,7 @@ template <class T> void TableCost<T>::block(const Kernels<T>& kernels, CostArgs<
 
 template <class T>
 void evaluate_rows(const Cost<T>& cost, const Kernels<T>& kernels, const CostRows<T>& r) {
+  if (r.grad || r.hv) cost.require_gradient();
   if (r.count == 0) return;
   if (!cost.by_block()) {
     if (r.loss || r.grad) cost.rows(r.count, r.d, r.ybar, r.dy, r.y, r.labels, r.loss, r.grad);

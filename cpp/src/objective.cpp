@@ -40,6 +40,7 @@ Objective<T>::Objective(std::shared_ptr<const Graph> graph, const Kernels<T>& ke
   if (plan_.chosen_prototype() && !cost_->by_block())
     throw std::invalid_argument(
         "cost: the nearest-neighbour model learns with a cost of the table");
+  if (plan_.options().gradients) cost_->require_gradient();
   const Index samples = plan_.blocks() * plan_.lanes();
   targets_ = arena_.allocate<T>(samples * target_.dy);
   target_rows_ = arena_.allocate<T>(samples * target_.dy);

@@ -40,6 +40,7 @@ from gradstack._trainer import Trainer
 from gradstack.functional import apply, jvp, value_and_grad, vjp
 
 if TYPE_CHECKING:
+    from gradstack import blackbox
     from gradstack._gradcheck import gradcheck
     from gradstack.interop import export_onnx, from_torch
     from gradstack.io import load, save
@@ -61,9 +62,14 @@ _LAZY = {
     "gradcheck": "gradstack._gradcheck",
     "export_onnx": "gradstack.interop",
 }
+_LAZY_MODULES = ("blackbox",)
 
 
 def __getattr__(name: str) -> Any:
+    if name in _LAZY_MODULES:
+        import importlib
+
+        return importlib.import_module(f"gradstack.{name}")
     if name in _LAZY:
         import importlib
 
@@ -74,7 +80,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, *_LAZY_MODULES})
 
 
 __all__ = [
@@ -88,6 +94,7 @@ __all__ = [
     "apply",
     "as_scipy",
     "backprop",
+    "blackbox",
     "clip_per_sample",
     "concat",
     "derivatives",

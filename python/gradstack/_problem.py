@@ -67,6 +67,15 @@ def _find_layers(compiled: Compiled) -> list[LayerSlot]:
     return sorted(slots, key=lambda slot: slot.weight.start)
 
 
+def held_entries(net: Module, compiled: Compiled) -> Array:
+    """Indices into w that never move: frozen parameters and masked weights."""
+    parts = [frozen_entries(net)]
+    for slot in layer_slots(compiled):
+        if slot.mask is not None:
+            parts.append(slot.weight.start + np.flatnonzero(~slot.mask.reshape(-1)))
+    return np.unique(np.concatenate(parts))
+
+
 class BatchProblem:
     """One batch as a function of w.
 
@@ -108,11 +117,7 @@ class BatchProblem:
     def held(self) -> Array:
         """Indices into w that never move: frozen parameters and masked weights."""
         if self._held is None:
-            parts = [frozen_entries(self.net)]
-            for slot in layer_slots(self.compiled):
-                if slot.mask is not None:
-                    parts.append(slot.weight.start + np.flatnonzero(~slot.mask.reshape(-1)))
-            self._held = np.unique(np.concatenate(parts))
+            self._held = held_entries(self.net, self.compiled)
         return self._held
 
     def value_and_grad(self, w: Array) -> tuple[float, Array]:

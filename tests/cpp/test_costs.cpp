@@ -158,6 +158,11 @@ const std::vector<CostCase>& cases() {
   const auto gaussian_pi = [](Real entropy, Real clip) {
     return [=](const Sample& s, const Target& t) { return gaussian_policy(s, t, entropy, clip); };
   };
+  const auto zero_one = [](const Sample& s, const Target& t) {
+    const auto y = static_cast<std::size_t>(t.label);
+    const Real weight = t.weight.empty() ? 1 : t.weight[y];
+    return std::max_element(s.begin(), s.end()) == s.begin() + t.label ? 0 : weight;
+  };
   const Range unit{0, 1}, inner{0.05, 0.95}, wide{-6, 6}, counts{0, 4}, positive{0.2, 3};
   const Range logs{-4, 0}, narrow{-1, 1}, advantages{-2, 0.5};
   const std::vector<double> some_counts{0, 1, 2, 3}, halves{0, 0.5, 1}, signs{-1, 1};
@@ -202,6 +207,8 @@ const std::vector<CostCase>& cases() {
       {"CategoricalPPOLoss", {0.5, 0.3}, categorical(0.3L, 0.5L), narrow, advantages},
       {"GaussianPPOLoss", {0.2, 0}, gaussian_pi(0, 0.2L), narrow, advantages},
       {"GaussianPPOLoss", {0.5, 0.3}, gaussian_pi(0.3L, 0.5L), narrow, advantages},
+      labelled("ZeroOneLoss", {}, zero_one, false),
+      labelled("ZeroOneLoss", {}, zero_one, true),
   };
   return all;
 }
@@ -422,6 +429,30 @@ TEST_CASE("kinks and limits have PyTorch's values") {
   CHECK(b.loss[0] == doctest::Approx(0.5 * (std::log(0.5) + 2)));
   CHECK(b.grad[0] == doctest::Approx(2));
   CHECK(b.grad[1] == doctest::Approx(0.5 * (2 - 4)));
+}
+
+TEST_CASE("the 0-1 loss: the first of equal outputs wins, NaN never does") {
+  CostCase c{"ZeroOneLoss", {}, {}};
+  c.labels = true;
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  struct Row {
+    std::vector<double> ybar;
+    std::int64_t label;
+    double loss;
+  };
+  for (const Row& row : std::vector<Row>{{{1, 1, 0}, 0, 0},
+                                         {{1, 1, 0}, 1, 1},
+                                         {{0, 1, 1}, 1, 0},
+                                         {{nan, 0, 0}, 0, 1},
+                                         {{0, nan, 0}, 0, 1},
+                                         {{-1, -2, -3}, 0, 0}}) {
+    Block<double> b = random_block(c, 3, 1, 1);
+    b.ybar.assign(row.ybar.begin(), row.ybar.end());
+    b.label = {row.label};
+    run(c, b);
+    CHECK(b.loss[0] == row.loss);
+    CHECK(std::all_of(b.grad.begin(), b.grad.end(), [](double g) { return g == 0; }));
+  }
 }
 
 TEST_CASE("cross-entropy is stable for large logits") {

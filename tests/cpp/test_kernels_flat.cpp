@@ -1,6 +1,7 @@
 // Kernels over flat ranges: arithmetic, pointwise functions, update rules. The functions themselves
 // are tested with the op and update tables; here it is loops, tails, aliasing and dispatch.
 #include "gradstack/ops.hpp"
+#include "gradstack/random.hpp"
 #include "gradstack/updates.hpp"
 #include "kernel_cases.hpp"
 
@@ -198,5 +199,46 @@ TEST_CASE_TEMPLATE("updates: every rule, tail and absent state", T, float, doubl
         CHECK(piece_state[k].same_bits(got_state[k]));
       }
     });
+  }
+}
+
+TEST_CASE_TEMPLATE("normal values: the same for any vector, distributed as they should be", T,
+                   float, double) {
+  const std::uint64_t key = 0x123456789abcdefULL;
+  for (const Index n : kSizes) {
+    Guarded<double> want(n);
+    oracle().normal(n, key, 77, want.data());
+    Guarded<double> bound(n);
+    for (Index i = 0; i < n; ++i) bound[i] = 1 + std::abs(want[i]);
+    for_each_kernels<T>([&](const Kernels<T>& kernels) {
+      Guarded<T> got(n), parts(n);
+      kernels.normal(n, key, 77, got.data());
+      CHECK(worst_error(got, want, bound, 32) <= 1.0);
+      CHECK(got.guards_intact());
+      // A value depends on its number alone.
+      const Index half = n / 2;
+      kernels.normal(half, key, 77, parts.data());
+      kernels.normal(n - half, key, static_cast<std::uint32_t>(77 + half), parts.data() + half);
+      CHECK(parts.same_bits(got));
+    });
+  }
+  constexpr Index kMany = 1 << 20;
+  Guarded<T> x(kMany);
+  gradstack::available_kernels<T>().back()->normal(kMany, key, 0, x.data());
+  // Against the distribution function, at points whose counts scatter by sqrt(n p (1 - p)).
+  for (const double edge : {-4.0, -3.0, -2.0, -1.0, -0.3, 0.0, 0.5, 1.5, 2.5, 3.5}) {
+    double below = 0;
+    for (Index i = 0; i < kMany; ++i) below += static_cast<double>(x[i]) < edge;
+    const double p = 0.5 * std::erfc(-edge / std::sqrt(2.0)), n = static_cast<double>(kMany);
+    CAPTURE(edge);
+    CHECK(std::abs(below - n * p) <= 5 * std::sqrt(n * p * (1 - p)));
+  }
+}
+
+TEST_CASE("normal_tail: the quantile of the normal distribution") {
+  for (double q = 0.5; q > 1e-10; q *= 0.7) {
+    const double x = gradstack::normal_tail(q);
+    CAPTURE(q);
+    CHECK(0.5 * std::erfc(x / std::sqrt(2.0)) == doctest::Approx(q).epsilon(2e-5));
   }
 }

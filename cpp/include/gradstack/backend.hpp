@@ -115,6 +115,9 @@ template <class T> struct Kernels {
   void (*dropout)(Index d, Index lanes, const std::uint64_t* key, std::uint32_t threshold, T scale,
                   const T* s, T* z, bool accumulate);
 
+  // out[i] = the standard normal value number first + i under `key` (random.hpp).
+  void (*normal)(Index n, std::uint64_t key, std::uint32_t first, T* out);
+
   const PointwiseKernels<T>* pointwise;         // indexed by OpId
   void (*const* update)(const UpdateArgs<T>&);  // indexed by RuleId
   void (*const* cost)(const CostArgs<T>&);      // indexed by CostId

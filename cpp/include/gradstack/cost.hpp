@@ -24,6 +24,8 @@ template <class T> class Cost {
   // L(x, y, w) counts as this much in the average (w[y] under class weights, else 1).
   virtual double normaliser(std::int64_t) const { return 1; }
   virtual bool weighs_classes() const { return false; }
+  // Throws std::invalid_argument when the cost has no gradient.
+  virtual void require_gradient() const {}
   // Factor from the averaged per-sample loss to one term of a sum reduction (d for costs that
   // average over components).
   virtual double sum_factor(Index) const { return 1; }
@@ -56,6 +58,7 @@ template <class T> class TableCost final : public Cost<T> {
   void check_target(Index d, Index dy, bool labels) const override;
   double normaliser(std::int64_t label) const override;
   bool weighs_classes() const override { return !class_weight_.empty(); }
+  void require_gradient() const override;
   double sum_factor(Index d) const override;
   bool by_block() const override { return true; }
   void block(const Kernels<T>& kernels, CostArgs<T> args) const override;

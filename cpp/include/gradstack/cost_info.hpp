@@ -20,6 +20,7 @@ struct CostInfo {
   int y_extra = 0;             // columns of y that stand for no component of ybar
   bool class_weights = false;  // accepts CostArgs::weight
   bool has_second = true;      // false: piecewise linear, the Hessian is 0 wherever it exists
+  bool has_gradient = true;    // false: piecewise constant, only zeroth-order methods can use it
 };
 
 inline namespace GRADSTACK_UNIT {

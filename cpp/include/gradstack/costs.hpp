@@ -363,6 +363,38 @@ class CrossEntropyLoss {
   double smoothing_;
 };
 
+// w_y [argmax ybar != y]: the share of samples classified wrongly. The first of equal outputs
+// counts as the largest; an output that is NaN is wrong.
+struct ZeroOneLoss {
+  static constexpr CostInfo info{.name = "ZeroOneLoss",
+                                 .target = TargetKind::kLabels,
+                                 .mean = false,
+                                 .class_weights = true,
+                                 .has_second = false,
+                                 .has_gradient = false};
+  GS_HD explicit ZeroOneLoss(const double*) {}
+
+  template <class V, class T> GS_HD void lanes(const CostArgs<T>& a, Index first, Index n) const {
+    using L = Lanes<V>;
+    T label[L::width] = {}, own[L::width] = {}, weight[L::width] = {};
+    for (Index j = 0; j < n; ++j) {
+      const Index y = static_cast<Index>(a.label[first + j]);
+      label[j] = static_cast<T>(y);
+      own[j] = a.ybar[y * a.lanes + first + j];
+      weight[j] = a.weight != nullptr ? a.weight[y] : T(1);
+    }
+    const V y = L::load(label, L::width), best = L::load(own, L::width);
+    V wrong(0);
+    for (Index i = 0; i < a.d; ++i) {
+      const V ybar = L::load(a.ybar + i * a.lanes + first, n);
+      wrong = select(ybar < best, wrong, select(ybar == best, select(V(i) < y, V(1), wrong), V(1)));
+      if (a.grad != nullptr) L::store(a.grad + i * a.lanes + first, V(0), n);
+      if (a.hv != nullptr) L::store(a.hv + i * a.lanes + first, V(0), n);
+    }
+    if (a.loss != nullptr) L::store(a.loss + first, wrong * L::load(weight, L::width), n);
+  }
+};
+
 template <class C>
 concept ElementwiseCost = requires(const C c, const double x) {
   requires std::is_same_v<decltype(c.value(x, x)), double>;
@@ -432,7 +464,7 @@ using Costs = CostList<costs::SquaredError, costs::MSELoss, costs::L1Loss, costs
                        costs::HuberLoss, costs::CrossEntropyLoss, costs::NLLLoss, costs::BCELoss,
                        costs::BCEWithLogitsLoss, costs::PoissonNLLLoss, costs::GaussianNLLLoss,
                        costs::KLDivLoss, costs::HingeEmbeddingLoss, costs::QuantileLoss,
-                       costs::CategoricalPolicyLoss, costs::GaussianPolicyLoss,
+                       costs::ZeroOneLoss, costs::CategoricalPolicyLoss, costs::GaussianPolicyLoss,
                        costs::CategoricalPPOLoss, costs::GaussianPPOLoss>;
 
 inline constexpr int kNumCosts = Costs::size;

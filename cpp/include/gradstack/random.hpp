@@ -8,6 +8,7 @@
 #pragma once
 
 #include "gradstack/config.hpp"
+#include "gradstack/math.hpp"
 
 namespace gradstack {
 inline namespace GRADSTACK_UNIT {
@@ -54,6 +55,33 @@ GS_HD GS_INLINE std::uint32_t probability_threshold(double p) {
   const double scaled = p * 4294967296.0;
   if (!(scaled > 0.0)) return 0;
   return scaled >= 4294967295.0 ? 0xffffffffU : static_cast<std::uint32_t>(scaled);
+}
+
+// The x > 0 with P(X > x) = q of a standard normal X, 0 < q <= 1/2, to about six digits: enough for
+// random draws (Giles 2010, "Approximating the erfinv function"). V is a scalar or a vector.
+template <class V> GS_HD GS_INLINE V normal_tail(V q) {
+  using namespace math;
+  const V w = -log(V(4) * q * (V(1) - q));
+  const V a = w - V(2.5), b = sqrt(w) - V(3);
+  V near = V(2.81022636e-08), far = V(-0.000200214257);
+  near = fma(near, a, V(3.43273939e-07)), far = fma(far, b, V(0.000100950558));
+  near = fma(near, a, V(-3.5233877e-06)), far = fma(far, b, V(0.00134934322));
+  near = fma(near, a, V(-4.39150654e-06)), far = fma(far, b, V(-0.00367342844));
+  near = fma(near, a, V(0.00021858087)), far = fma(far, b, V(0.00573950773));
+  near = fma(near, a, V(-0.00125372503)), far = fma(far, b, V(-0.0076224613));
+  near = fma(near, a, V(-0.00417768164)), far = fma(far, b, V(0.00943887047));
+  near = fma(near, a, V(0.246640727)), far = fma(far, b, V(1.00167406));
+  near = fma(near, a, V(1.50140941)), far = fma(far, b, V(2.83297682));
+  return select(w < V(5), near, far) * (V(1) - V(2) * q) * V(1.4142135623730951);
+}
+
+// Standard normal value number `index` under `key`, from 32 random bits read as a quantile.
+template <class T> GS_HD GS_INLINE T normal(std::uint64_t key, std::uint32_t index) {
+  const std::uint32_t bits = uniform_bits(key, index);
+  const bool lower = bits < 0x80000000U;
+  const auto rank = static_cast<std::int32_t>(lower ? bits : ~bits);
+  const T x = normal_tail((static_cast<T>(rank) + T(0.5)) * T(0x1p-32));
+  return lower ? -x : x;
 }
 
 // xoshiro256**: sequential generator with 256 bits of state and a period of 2^256 - 1.

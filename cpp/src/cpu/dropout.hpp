@@ -1,38 +1,10 @@
 // Dropout with the counter-based stream of random.hpp, a vector of elements at a time.
 #pragma once
 
-#include "flat.hpp"
-#include "gradstack/random.hpp"
+#include "words.hpp"
 
 namespace gradstack {
 inline namespace GRADSTACK_UNIT {
-namespace simd {
-
-template <Index kBytes> struct NativeBits;
-#define GS_NATIVE_BITS(bytes)                                       \
-  template <> struct NativeBits<bytes> {                            \
-    typedef std::uint32_t type __attribute__((vector_size(bytes))); \
-  };
-GS_NATIVE_BITS(8)
-GS_NATIVE_BITS(16)
-GS_NATIVE_BITS(32)
-GS_NATIVE_BITS(64)
-#undef GS_NATIVE_BITS
-
-}  // namespace simd
-
-// As many 32-bit words as Vec<T> has lanes.
-template <class T> using Words = typename simd::NativeBits<Vec<T>::size * 4>::type;
-
-template <class T> GS_INLINE Mask<T> at_least(Words<T> words, std::uint32_t threshold) {
-  const auto keep = words >= threshold;
-  if constexpr (sizeof(T) == 4) {
-    return {(typename Mask<T>::Native)keep};
-  } else {
-    return {__builtin_convertvector(keep, typename Mask<T>::Native)};
-  }
-}
-
 template <class T>
 GS_INLINE void drop(Words<T> bits, std::uint32_t threshold, Vec<T> scale, const T* s, T* z,
                     bool accumulate, Index count) {

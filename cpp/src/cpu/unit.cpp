@@ -7,6 +7,7 @@
 #include "gemm.hpp"
 #include "kernel_tables.hpp"
 #include "layout.hpp"
+#include "normal.hpp"
 #include "softmax.hpp"
 #include "unit_name.hpp"
 #include "vector_products.hpp"
@@ -32,6 +33,7 @@ inline constexpr Kernels<T> kTable = {
     .softmax = softmax<T>,
     .softmax_backward = softmax_backward<T>,
     .dropout = dropout<T>,
+    .normal = normal_values<T>,
     .pointwise = PointwiseTable<T, Pointwise, PointwiseOps>::rows,
     .update = UpdateTable<T, Update, UpdateRules>::rows,
     .cost = CostTable<T, Vec<T>, Costs>::rows,

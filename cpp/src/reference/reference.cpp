@@ -164,6 +164,11 @@ void dropout(Index d, Index lanes, const std::uint64_t* key, std::uint32_t thres
   }
 }
 
+template <class T> void normal(Index n, std::uint64_t key, std::uint32_t first, T* out) {
+  for (Index i = 0; i < n; ++i)
+    out[i] = gradstack::normal<T>(key, first + static_cast<std::uint32_t>(i));
+}
+
 template <class T, class Op> struct Pointwise {
   static void forward(Index n, const double* p, const T* s, T* z) {
     const Op op(p);
@@ -235,6 +240,7 @@ constexpr Kernels<T> kTable = {
     .softmax = softmax<T>,
     .softmax_backward = softmax_backward<T>,
     .dropout = dropout<T>,
+    .normal = normal<T>,
     .pointwise = PointwiseTable<T, Pointwise, PointwiseOps>::rows,
     .update = UpdateTable<T, Update, UpdateRules>::rows,
     .cost = CostTable<T, T, Costs>::rows,

@@ -34,6 +34,7 @@ __all__ = [
     "QuantileLoss",
     "SmoothL1Loss",
     "SquaredError",
+    "ZeroOneLoss",
 ]
 
 
@@ -210,6 +211,23 @@ class HingeEmbeddingLoss(TableCost):
 
     def __init__(self, margin: float = 1.0, *, reduction: str = "mean") -> None:
         super().__init__(reduction, margin=as_number(margin, "margin"))
+
+
+class ZeroOneLoss(TableCost):
+    """Share of samples classified wrongly: L = w[y] where argmax ybar is not y, else 0.
+
+    It is constant wherever it is differentiable, so training on it raises; `gs.blackbox` minimises
+    it by its values. The first of several equal outputs counts as the largest, and a NaN is wrong.
+
+    Parameters
+    ----------
+    weight : array_like, (C,), optional
+        Class weights w; the average divides by the sum of their w[y]. With w inversely proportional
+        to the classes' frequencies the loss is 1 - balanced accuracy.
+    """
+
+    def __init__(self, weight: Any = None, *, reduction: str = "mean") -> None:
+        super().__init__(reduction, weight)
 
 
 class QuantileLoss(TableCost):
