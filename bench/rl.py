@@ -1,8 +1,8 @@
 """Reinforcement learning on CartPole: acting, one environment at a time, and learning.
 
-Both cases have the policy 4-64-64-2 with tanh. A way to do it is checked before it is timed: actions
-must be drawn with the probabilities that NumPy computes in float64, and all learners must move the
-parameters alike.
+Both cases have the policy 4-64-64-2 with tanh. Every way to do it is checked before it is timed:
+actions must be drawn with the probabilities that NumPy computes in float64, and all learners must
+move the parameters alike.
 """
 
 from __future__ import annotations

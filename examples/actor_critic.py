@@ -40,7 +40,15 @@ class Task(NamedTuple):
 
 
 CARTPOLE = Task(
-    "CartPole-v1", rl.Categorical, nn.CategoricalPPOLoss(entropy=0.01), 0.05, 0.98, 0.9, 128, 80, 475
+    "CartPole-v1",
+    rl.Categorical,
+    nn.CategoricalPPOLoss(entropy=0.01),
+    0.05,
+    0.98,
+    0.9,
+    128,
+    80,
+    475,
 )
 PENDULUM = Task("Pendulum-v1", rl.Gaussian, nn.GaussianPPOLoss(), 0.1, 0.95, 0.95, 200, 60, -200)
 QUICK = {"CartPole-v1": 40, "Pendulum-v1": 12}
@@ -57,6 +65,7 @@ class GaussianPolicy(nn.Module):
         self.log_std.bias[...] = 0.0
 
     def forward(self, x: Any) -> Any:
+        """Mean and logarithm of the standard deviation."""
         return gs.concat([self.mean(x), self.log_std(x)])
 
 
@@ -113,7 +122,10 @@ def main() -> None:
             start = time.perf_counter()
             batches = QUICK[task.name] if options.quick else task.batches
             actor, curve = learn(task, seed, batches)
-            env, likeliest = gymnasium.make(task.name), lambda x, net=actor, t=task: t.pi.mode(net(x))
+            env, likeliest = (
+                gymnasium.make(task.name),
+                lambda x, net=actor, t=task: t.pi.mode(net(x)),
+            )
             scores = rl.episode_returns(env, likeliest, 100, seed=1000 + seed)
             print(f"{task.name}, seed {seed}: average of 100 episodes {scores.mean():.1f}", end=" ")
             print(f"(aim {task.solved}), {time.perf_counter() - start:.0f} s")

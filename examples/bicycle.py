@@ -1,12 +1,13 @@
 """A robot learns to ride a bicycle: twice, by trial and error and with a critic.
 
-Lecture: "A robot on a bicycle: the cost is the time until it falls". Nothing tells the rider how to
-steer; only the time upright is known. A zeroth-order search (`gs.blackbox`) changes the policy's
-parameters and keeps what stays up longer. The actor-critic of ``td3.py`` also looks at what happened
-in between: a critic learns what a state and an action are worth, and its gradient teaches the actor.
+Lecture: "A robot on a bicycle: the cost is the time until it falls". Nothing tells the rider how
+to steer; only the time upright is known. A zeroth-order search (`gs.blackbox`) changes the policy's
+parameters and keeps what stays up longer. The actor-critic of ``td3.py`` also looks at what
+happened in between: a critic learns what a state and an action are worth, and its gradient teaches
+the actor.
 
-The bicycle is the benchmark of Meijaard et al. (2007), see ``bicycle_env.py``: at 3 m/s it weaves and
-falls within two seconds, pushed by gusts; an episode of 20 seconds without a fall is perfect.
+The bicycle is the benchmark of Meijaard et al. (2007), see ``bicycle_env.py``: at 3 m/s it weaves
+and falls within two seconds, pushed by gusts; 20 seconds without a fall are perfect.
 
 Run it: ``python examples/bicycle.py [--quick] [--out FOLDER]`` (needs gymnasium).
 """
@@ -87,7 +88,11 @@ def draw(policies: dict[str, nn.Module], curves: dict[str, list[Curve]]) -> Any:
         axes.set(title=name, xlabel="thousand steps of the environment", ylabel="time upright (s)")
         axes.legend(loc="lower right")
     states, track = ride(policies["actor-critic"], seed=7)
-    draw_poses(panels["C"], ride(None, seed=7)[0], "nobody steers: seen from behind, lean three times enlarged")
+    draw_poses(
+        panels["C"],
+        ride(None, seed=7)[0],
+        "nobody steers: seen from behind, lean three times enlarged",
+    )
     draw_poses(panels["D"], states, "learned by actor-critic, the same gusts")
     seconds = Bicycle.DT * np.arange(len(states))
     panels["E"].plot(seconds, np.degrees(states[:, 1]), label="steer", color="C1", linewidth=0.8)
@@ -115,7 +120,9 @@ def main() -> None:
             curves[name].append(curve)
             act = policies[name]
             upright = rl.episode_returns(Bicycle(), lambda x, act=act: act(x / units), 100, seed=99)
-            print(f"{name}, seed {seed}: after {curve[-1][0]} steps {upright.mean():.2f} s", end=" ")
+            print(
+                f"{name}, seed {seed}: after {curve[-1][0]} steps {upright.mean():.2f} s", end=" "
+            )
             print(f"upright in 100 new episodes (perfect: 20), {time.perf_counter() - start:.0f} s")
     save(draw(policies, curves), options.out, "bicycle.png")
 

@@ -1,9 +1,10 @@
 """The lecture's robot on a bicycle: a Gymnasium environment whose objective is time upright.
 
 The Whipple bicycle: two knife-edge wheels, a frame with its rigid rider, and a front fork, rolling
-without slip at a constant speed. The linearised equations of motion and the numbers of the benchmark
-bicycle are those of Meijaard, Papadopoulos, Ruina & Schwab, "Linearized dynamics equations for the
-balance and steer of a bicycle: a benchmark and review", Proc. R. Soc. A 463 (2007) 1955-1982:
+without slip at a constant speed. The linearised equations of motion and the numbers of the
+benchmark bicycle are those of Meijaard, Papadopoulos, Ruina & Schwab, "Linearized dynamics
+equations for the balance and steer of a bicycle: a benchmark and review", Proc. R. Soc. A 463
+(2007) 1955-1982:
 
     M q'' + v C1 q' + (g K0 + v^2 K2) q = f,   q = (lean, steer), f = (roll torque, steer torque).
 
@@ -101,4 +102,4 @@ class Bicycle(gymnasium.Env[Array, Array]):
         self._track = (x + ahead * math.cos(heading), y + ahead * math.sin(heading), heading)
 
 
-gymnasium.register("Bicycle-v0", lambda: Bicycle(), max_episode_steps=None)
+gymnasium.register("Bicycle-v0", "bicycle_env:Bicycle")

@@ -62,7 +62,9 @@ def main() -> None:
         distance = np.linalg.norm(path, axis=1)
         draw_path(panels[axes], path[:90], name)
         panels["E"].semilogy(distance, color=f"C{color}", label=name)
-        line = f"{name}: distance {distance[0]:.3f} at first, {distance[-1]:.3e} after {steps} steps"
+        line = (
+            f"{name}: distance {distance[0]:.3f} at first, {distance[-1]:.3e} after {steps} steps"
+        )
         if name == "alternating":
             average = np.cumsum(path, axis=0) / np.arange(1, steps + 2)[:, None]
             far = np.linalg.norm(average, axis=1)

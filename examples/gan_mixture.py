@@ -34,7 +34,7 @@ def draw(modes: Array, count: int, rng: np.random.Generator) -> Array:
 
 
 def judge(points: Array, modes: Array) -> tuple[int, float]:
-    """Modes that get at least a third of their share, and the share of points near one (3 sigma)."""
+    """Modes that get a third of their share or more; share of the points near one (3 sigma)."""
     distance = np.linalg.norm(points[:, None] - modes, axis=2)
     near = distance.min(axis=1) < 3 * SPREAD
     counts = np.bincount(distance.argmin(axis=1)[near], minlength=len(modes))

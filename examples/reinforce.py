@@ -72,7 +72,9 @@ def main() -> None:
         start = time.perf_counter()
         policy, curve = learn(seed, updates=40 if options.quick else 120)
         env = gymnasium.make("CartPole-v1")
-        scores = rl.episode_returns(env, lambda x: int(policy(x).argmax()), 100, seed=1000 + seed)
+        scores = rl.episode_returns(
+            env, lambda x, net=policy: int(net(x).argmax()), episodes=100, seed=1000 + seed
+        )
         print(f"seed {seed}: average of 100 episodes {scores.mean():.1f}", end=" ")
         print(f"(at least 475 solves it), {time.perf_counter() - start:.0f} s")
         draw_curve(axes, curve, seed)

@@ -5,8 +5,8 @@ good an action was, not in which direction it would have been better. A network 
 predict the return; its gradient with respect to the action, one `gs.vjp`, trains the actor.
 
 This is TD3 (Fujimoto et al., 2018): two critics of which the lower counts, targets from slowly
-following copies (`gs.polyak`) and slightly blurred actions. Gymnasium publishes the threshold 90 for
-MountainCarContinuous-v0 and none for Pendulum-v1, for which an average of -200 is taken.
+following copies (`gs.polyak`) and slightly blurred actions. Gymnasium publishes the threshold 90
+for MountainCarContinuous-v0 and none for Pendulum-v1, for which an average of -200 is taken.
 
 Run it: ``python examples/td3.py [--quick] [--out FOLDER]`` (needs gymnasium).
 """
@@ -53,6 +53,7 @@ class Critic(nn.Module):
         self.q = mlp(states + actions, 64, 64, 1, hidden=nn.ReLU)
 
     def forward(self, s: Any, a: Any) -> Any:
+        """Predicted return of the action a in the state s."""
         return self.q(gs.concat([s, a]))
 
 

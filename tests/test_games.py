@@ -55,10 +55,14 @@ def test_alternating_stays_on_an_ellipse_and_its_average_converges(lr: float) ->
     # With u moved before v, u^2 + v^2 - lr u v is conserved.
     energy = u**2 + v**2 - lr * u * v
     np.testing.assert_allclose(energy, energy[0], rtol=1e-9)
-    assert radius(us.mean(0, keepdims=True), vs.mean(0, keepdims=True))[0] < 0.01 * radius(us, vs)[0]
+    assert (
+        radius(us.mean(0, keepdims=True), vs.mean(0, keepdims=True))[0] < 0.01 * radius(us, vs)[0]
+    )
 
 
-@pytest.mark.parametrize(("lr", "converges"), [(0.1, True), (0.5, True), (0.57, True), (0.6, False)])
+@pytest.mark.parametrize(
+    ("lr", "converges"), [(0.1, True), (0.5, True), (0.57, True), (0.6, False)]
+)
 def test_optimistic_converges_up_to_its_bound(lr: float, converges: bool) -> None:
     """The bound is 1 / sqrt(3) = 0.577."""
     us, vs = play(games.Optimistic, np.eye(2), lr, 3000)

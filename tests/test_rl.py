@@ -195,7 +195,9 @@ def test_polyak() -> None:
     np.testing.assert_allclose(net.w, 0.75 * before + 0.25 * other.w, rtol=1e-6)
     gs.polyak(net, other, 1.0)
     np.testing.assert_array_equal(net.w, other.w)
-    with pytest.raises(ValueError, match="source has 4 parameters of float32, expected as target 8"):
+    with pytest.raises(
+        ValueError, match="source has 4 parameters of float32, expected as target 8"
+    ):
         gs.polyak(net, nn.Linear(3, 1), 0.5)
     with pytest.raises(ValueError, match="tau must be in"):
         gs.polyak(net, other, 1.5)

@@ -30,7 +30,9 @@ def choosers(layers: Layers) -> dict[str, Callable[[Any], int]]:
 class Learner:
     """One step of the policy on its score-function cost, one of the critic on squared errors."""
 
-    def __init__(self, policy: Layers, critic: Layers, batch: Batch, lr: float, entropy: float) -> None:
+    def __init__(
+        self, policy: Layers, critic: Layers, batch: Batch, lr: float, entropy: float
+    ) -> None:
         self.nets = [_net(policy), _net(critic)]
         costs = [nn.CategoricalPolicyLoss(entropy), nn.MSELoss()]
         self.trainers = [

@@ -338,9 +338,7 @@ class CategoricalPPOLoss(_CategoricalCost):
     policy gave when the action was drawn.
     """
 
-    def __init__(
-        self, clip: float = 0.2, entropy: float = 0.0, *, reduction: str = "mean"
-    ) -> None:
+    def __init__(self, clip: float = 0.2, entropy: float = 0.0, *, reduction: str = "mean") -> None:
         super().__init__(
             reduction, clip=_clip(clip), entropy=as_number(entropy, "entropy", low=0.0)
         )
@@ -364,9 +362,7 @@ class GaussianPPOLoss(TableCost):
     the components of the action, the advantage A, and log pi_old(a).
     """
 
-    def __init__(
-        self, clip: float = 0.2, entropy: float = 0.0, *, reduction: str = "mean"
-    ) -> None:
+    def __init__(self, clip: float = 0.2, entropy: float = 0.0, *, reduction: str = "mean") -> None:
         super().__init__(
             reduction, clip=_clip(clip), entropy=as_number(entropy, "entropy", low=0.0)
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gradstack.optim import rules as _rules
 from gradstack.optim import games, schedules
+from gradstack.optim import rules as _rules
 from gradstack.optim.base import Optimizer
 from gradstack.optim.kfac import KFAC
 from gradstack.optim.lbfgs import LBFGS

@@ -290,7 +290,9 @@ class RuleOptimizer(Optimizer):
         if held is None or held[0] != clock.now or held[1] is not core:
             held = self.__dict__["_updater"] = self._make_updater(net, core)
         lr = self.lr
-        held[2].step(w, as_vector(dw, w.size, w.dtype, "dw"), self.lr_at(self.t) if callable(lr) else lr)
+        held[2].step(
+            w, as_vector(dw, w.size, w.dtype, "dw"), self.lr_at(self.t) if callable(lr) else lr
+        )
 
     @staticmethod
     def _make_updater(net: Module, core: Any) -> tuple[int, Any, Any]:

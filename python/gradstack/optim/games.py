@@ -8,8 +8,8 @@ the bilinear game min_u max_v u^T A v with learning rate lr and a singular value
 - `Alternating` moves stay on ellipses around the equilibrium while lr s < 2, their average
   converges (Gidel et al., 2019, "Negative momentum for improved game dynamics");
 - `Extragradient` converges for lr s < 1 (Korpelevich, 1976);
-- `Optimistic` converges for lr s < 1/sqrt(3) (Popov, 1980; Daskalakis et al., 2018), at one gradient
-  per step.
+- `Optimistic` converges for lr s < 1/sqrt(3) (Popov, 1980; Daskalakis et al., 2018), at one
+  gradient per step.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class Game:
     def __init__(self, players: Sequence[Any], optimizers: Any) -> None:
         rules = list(optimizers) if np.ndim(optimizers) else [optimizers] * len(players)
         if isinstance(optimizers, Optimizer) or len(rules) != len(players):
-            raise ValueError(f"optimizers must be one number, or one entry per player ({len(players)})")
+            raise ValueError(
+                f"optimizers must be one number, or one entry per player ({len(players)})"
+            )
         self._players = [_Player(p, rule) for p, rule in zip(players, rules, strict=True)]
 
     def step(self, gradients: Gradients) -> None:
@@ -68,7 +70,9 @@ class Game:
             player's cost with respect to its parameters, where all players are at that moment.
         """
         if len(gradients) != len(self._players):
-            raise ValueError(f"gradients has {len(gradients)} entries, expected {len(self._players)}")
+            raise ValueError(
+                f"gradients has {len(gradients)} entries, expected {len(self._players)}"
+            )
         self._step(gradients)
 
     def _step(self, gradients: Gradients) -> None:

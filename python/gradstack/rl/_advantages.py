@@ -78,7 +78,8 @@ def gae(
     Examples
     --------
     >>> import gradstack as gs
-    >>> gs.rl.gae([1.0, 1.0], [0.5, 0.5], [0.5, 0.0], [False, True], [False, False], gamma=1.0, lam=1.0)
+    >>> last, never = [False, True], [False, False]
+    >>> gs.rl.gae([1.0, 1.0], [0.5, 0.5], [0.5, 0.0], last, never, gamma=1.0, lam=1.0)
     array([1.5, 0.5])
     """
     r = as_real(rewards, "rewards").astype(np.float64)
@@ -99,5 +100,7 @@ def gae(
 def _like(value: Any, name: str, rewards: Array) -> Array:
     array = np.asarray(value)
     if array.shape != rewards.shape:
-        raise ValueError(f"{name} has shape {array.shape}, expected that of rewards, {rewards.shape}")
+        raise ValueError(
+            f"{name} has shape {array.shape}, expected that of rewards, {rewards.shape}"
+        )
     return array

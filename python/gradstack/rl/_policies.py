@@ -37,8 +37,8 @@ class Categorical:
             # Plain Python is several times as fast as NumPy on a handful of numbers.
             logits = ybar.tolist()
             peak = max(logits)
-            sums = list(accumulate([exp(x - peak) for x in logits]))
-            return bisect_left(sums, sums[-1] * (1.0 - rng.random()))
+            steps = list(accumulate([exp(x - peak) for x in logits]))
+            return bisect_left(steps, steps[-1] * (1.0 - rng.random()))
         mass = np.exp(np.subtract(ybar, ybar.max(axis=1, keepdims=True), dtype=np.float64))
         sums = np.cumsum(mass, axis=1)
         # The threshold lies in (0, sum]: an action of probability 0 is never its first upper bound.
