@@ -69,7 +69,7 @@ def measure(arguments: argparse.Namespace) -> int:
     threads = int(arguments.threads)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
-    from bench import calculus
+    from bench import calculus, rl
     from bench.compare import compare
     from bench.machine import Probe
     from bench.report import as_json, print_table
@@ -87,11 +87,14 @@ def measure(arguments: argparse.Namespace) -> int:
         timings = compare(workload, threads, arguments.repeats, arguments.budget, only)
         print_table(workload, threads, timings, peak)
         results.append(as_json(workload, threads, timings, peak))
-    for case in calculus.CASES:
+    cases = [(case, calculus.measure) for case in calculus.CASES]
+    if threads == 1:  # one environment at a time, small batches: nothing for a second thread
+        cases += [(case, rl.measure) for case in rl.CASES]
+    for case, measure_case in cases:
         if arguments.only not in case.name:
             continue
         peak = probe.measure(threads)
-        timings, verdict = calculus.measure(case, arguments.repeats, arguments.budget, only)
+        timings, verdict = measure_case(case, arguments.repeats, arguments.budget, only)
         print_table(case, threads, timings, peak)
         print(f"  {verdict}")
         results.append(as_json(case, threads, timings, peak))

@@ -106,6 +106,51 @@ def formula(elementwise: Callable[..., Any], summed: bool) -> Callable[..., Any]
     return oracle
 
 
+def actions(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    return np.column_stack([label(rng, shape), rng.normal(size=(shape[0], 1))])
+
+
+def actions_and_log_pi(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    old = -np.log(shape[1]) + rng.normal(size=shape[0])
+    return np.column_stack([actions(rng, shape), old])
+
+
+def mean_and_log_std(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    return rng.normal(size=(shape[0], 2 * shape[1])) / 2
+
+
+def moves(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    return rng.normal(size=(shape[0], shape[1] + 1)) / 2
+
+
+def moves_and_log_pi(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
+    # Near log pi of the draws above, so that ratios fall on both sides of the clip.
+    old = -1.3 * shape[1] + rng.normal(size=(shape[0], 1)) * np.sqrt(shape[1]) / 2
+    return np.column_stack([moves(rng, shape), old])
+
+
+def policy(family: str, entropy: float = 0.0, clip: float | None = None) -> Callable[..., Any]:
+    """-f(log pi) - entropy * H with torch.distributions."""
+
+    def oracle(ybar: Any, y: Any, reduction: str) -> Any:
+        extra = 1 if clip is None else 2
+        if family == "categorical":
+            pi = torch.distributions.Categorical(logits=ybar)
+            log_pi, h = pi.log_prob(y[:, 0]), pi.entropy()
+        else:
+            mean, log_std = ybar.tensor_split(2, dim=1)
+            pi = torch.distributions.Normal(mean, log_std.exp())
+            log_pi, h = pi.log_prob(y[:, :-extra]).sum(1), pi.entropy().sum(1)
+        f = log_pi * y[:, -extra]
+        if clip is not None:
+            ratio = (log_pi - y[:, -1]).exp()
+            f = torch.minimum(ratio * y[:, -2], ratio.clamp(1 - clip, 1 + clip) * y[:, -2])
+        losses = -f - entropy * h
+        return losses if reduction == "none" else getattr(losses, reduction)()
+
+    return oracle
+
+
 def pinball(q: float) -> Callable[..., Any]:
     return formula(lambda e: torch.maximum(q * e, (q - 1) * e), summed=False)
 
@@ -177,6 +222,24 @@ CASES = [
     ),
     Case("QuantileLoss", {}, normal, normal, pinball(0.5)),
     Case("QuantileLoss", {"q": 0.9}, normal, normal, pinball(0.9)),
+    *(
+        Case(f"{family}PolicyLoss", options, ybar, y, policy(family.lower(), **options))
+        for family, ybar, y in (
+            ("Categorical", normal, actions),
+            ("Gaussian", mean_and_log_std, moves),
+        )
+        for options in ({}, {"entropy": 0.3})
+    ),
+    *(
+        Case(
+            f"{family}PPOLoss", options, ybar, y, policy(family.lower(), **{"clip": 0.2, **options})
+        )
+        for family, ybar, y in (
+            ("Categorical", normal, actions_and_log_pi),
+            ("Gaussian", mean_and_log_std, moves_and_log_pi),
+        )
+        for options in ({}, {"clip": 0.5, "entropy": 0.3})
+    ),
 ]
 _IDS = [
     f"{c.name}-{c.y.__name__}-{','.join(f'{k}={v}' for k, v in c.arguments.items())}" for c in CASES
@@ -339,6 +402,34 @@ def test_poisson_eps(eps: float) -> None:
     loss, dybar = torch_gradient(case, ybar, y, "mean")
     assert cost(ybar, y) == pytest.approx(loss, rel=1e-10)
     assert_close(gradient(cost, ybar, y), dybar, 1e-10)
+
+
+def test_second_derivatives_of_policies() -> None:
+    for case in CASES:
+        if not case.name.endswith(("PolicyLoss", "PPOLoss")):
+            continue
+        ybar, y = draw(case, (6, 3))
+        v = np.random.default_rng(3).normal(size=ybar.shape)
+        target = torch.tensor(y)
+        expected = torch.autograd.functional.hvp(
+            lambda x, case=case, target=target: case.oracle(x, target, "sum"),
+            torch.tensor(ybar),
+            torch.tensor(v),
+        )[1]
+        assert_close(make(case, (6, 3)).hvp(ybar, y, v), expected.numpy(), 1e-10)
+
+
+def test_actions_are_checked() -> None:
+    cost = nn.CategoricalPolicyLoss()
+    for action in (-1.0, 3.0, 0.5, np.nan):
+        with pytest.raises(ValueError, match=r"y\[1, 0\] = .*expected an action in 0..2"):
+            cost(np.zeros((2, 3)), np.array([[0.0, 1.0], [action, 1.0]]))
+    with pytest.raises(ValueError, match=r"y has shape \(2, 3\), expected \(2, 2\)"):
+        cost(np.zeros((2, 3)), np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="expected an even number"):
+        nn.GaussianPolicyLoss()(np.zeros((2, 3)), np.zeros((2, 2)))
+    with pytest.raises(ValueError, match=r"clip must be strictly between 0 and 1"):
+        nn.GaussianPPOLoss(clip=1.0)
 
 
 def test_kinks_follow_pytorch() -> None:

@@ -22,7 +22,7 @@ def run(name: str, *arguments: str) -> str:
 
 
 def number(pattern: str, text: str) -> float:
-    found = re.search(pattern + r" (\d+\.?\d*(?:e[+-]?\d+)?)", text)
+    found = re.search(pattern + r" ?(\d+\.?\d*(?:e[+-]?\d+)?)", text)
     assert found, text
     return float(found[1])
 
@@ -132,3 +132,49 @@ def test_minibatch_speed(tmp_path: pathlib.Path) -> None:
     output = run_with_picture("minibatch_speed", tmp_path)
     assert output.count("the same weights") == 4
     assert "different weights" not in output
+
+
+def test_reinforce(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("gymnasium", reason="the example acts in its environments")
+    output = run_with_picture("reinforce", tmp_path)
+    assert number("seed 0: average of 100 episodes", output) > 150  # 20 by chance
+
+
+def test_actor_critic(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("gymnasium", reason="the example acts in its environments")
+    output = run_with_picture("actor_critic", tmp_path)
+    assert number("CartPole-v1, seed 0: average of 100 episodes", output) > 300
+    assert number("Pendulum-v1, seed 0: average of 100 episodes -", output) < 900  # 1200 by chance
+
+
+def test_td3(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("gymnasium", reason="the example acts in its environments")
+    output = run_with_picture("td3", tmp_path)
+    assert number("Pendulum-v1, seed 0: average of 100 episodes -", output) < 500
+
+
+def test_bicycle(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("gymnasium", reason="the example acts in its environment")
+    output = run_with_picture("bicycle", tmp_path)
+    for learner in ("zeroth order", "actor-critic"):
+        assert number(rf"{learner}, seed 0: after \d+ steps", output) > 2  # 1.4 without steering
+
+
+def test_bilinear_game(tmp_path: pathlib.Path) -> None:
+    output = run_with_picture("bilinear_game", tmp_path)
+    assert number("simultaneous: distance 1.118 at first,", output) > 1000
+    for name in ("extragradient", "optimistic"):
+        assert number(f"{name}: distance 1.118 at first,", output) < 1e-3
+
+
+def test_gan_mixture(tmp_path: pathlib.Path) -> None:
+    output = run_with_picture("gan_mixture", tmp_path)
+    assert number("ring of 8, seed 0:", output) >= 6
+    assert number("of 8 modes,", output) > 0.5
+
+
+def test_gan_digits(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("sklearn", reason="the example imitates its digits")
+    output = run_with_picture("gan_digits", tmp_path)
+    assert number("digits it has not seen", output) >= 0.97
+    assert number("seed 0: confident on", output) > 0.3

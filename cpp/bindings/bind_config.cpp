@@ -53,7 +53,8 @@ py::list costs() {
     row["name"] = info.name;
     row["params"] = named_values(info.params, info.n_params);
     row["target"] = target_name(info.target);
-    row["output"] = info.ybar_per_y == 1 ? "same" : "pair";
+    row["ybar_per_y"] = info.ybar_per_y;
+    row["y_extra"] = info.y_extra;
     row["class_weights"] = info.class_weights;
     row["gradient"] = info.has_gradient;
     rows.append(row);

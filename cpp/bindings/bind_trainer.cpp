@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 
 #include "bind.hpp"
 #include "gradstack/registry.hpp"
@@ -30,6 +31,46 @@ template <class S>
 py::array_t<S> view(std::vector<py::ssize_t> shape, S* data, const py::object& owner) {
   return py::array_t<S>(std::move(shape), data, owner);
 }
+
+std::vector<char> frozen_parameters(const Graph& graph, const std::vector<std::string>& names) {
+  std::vector<char> frozen(graph.parameters().size(), 0);
+  for (const std::string& name : names) {
+    const auto& parameters = graph.parameters();
+    const auto found = std::find_if(parameters.begin(), parameters.end(),
+                                    [&](const Parameter& p) { return p.name == name; });
+    if (found == parameters.end())
+      throw py::value_error("frozen: the net has no parameter '" + name + "'");
+    frozen[static_cast<std::size_t>(found - parameters.begin())] = 1;
+  }
+  return frozen;
+}
+
+// Steps of an optimiser with gradients that the caller has computed.
+template <class T> class PyUpdater {
+ public:
+  PyUpdater(std::shared_ptr<Graph> graph, std::shared_ptr<Optimizer<T>> optimizer,
+            const std::vector<std::string>& frozen)
+      : graph_(std::move(graph)),
+        optimizer_(std::move(optimizer)),
+        updater_(*graph_, active_kernels<T>(), *optimizer_, frozen_parameters(*graph_, frozen)) {}
+
+  void step(const py::object& w, const py::object& dw, double lr) {
+    T* weights = vector_view<T>(w, "w", graph_->n_params(), true);
+    const T* given = vector_view<T>(dw, "dw", graph_->n_params(), false);
+    gradient_.assign(given, given + graph_->n_params());  // clipping works in place
+    if (!std::all_of(gradient_.begin(), gradient_.end(), [](T g) { return std::isfinite(g); }))
+      throw NonFiniteLoss("dw holds NaN or infinity; no update was made");
+    const FlushDenormals flush;
+    updater_.begin(weights, lr);
+    updater_.apply_all(Worker{}, gradient_.data());
+  }
+
+ private:
+  std::shared_ptr<Graph> graph_;
+  std::shared_ptr<Optimizer<T>> optimizer_;
+  Updater<T> updater_;
+  std::vector<T> gradient_;
+};
 
 template <class T> class PyTrainer {
  public:
@@ -100,20 +141,6 @@ template <class T> class PyTrainer {
   const Trainer<T>& core() const { return trainer_; }
 
  private:
-  static std::vector<char> frozen_parameters(const Graph& graph,
-                                             const std::vector<std::string>& names) {
-    std::vector<char> frozen(graph.parameters().size(), 0);
-    for (const std::string& name : names) {
-      const auto& parameters = graph.parameters();
-      const auto found = std::find_if(parameters.begin(), parameters.end(),
-                                      [&](const Parameter& p) { return p.name == name; });
-      if (found == parameters.end())
-        throw py::value_error("frozen: the net has no parameter '" + name + "'");
-      frozen[static_cast<std::size_t>(found - parameters.begin())] = 1;
-    }
-    return frozen;
-  }
-
   std::shared_ptr<Cost<T>> cost_;
   Trainer<T> trainer_;
   py::object kept_;
@@ -139,6 +166,12 @@ template <class T> void bind_trainer(py::module_& m) {
                                                    o.scalars().data(), self);
                              })
       .def_readwrite("t", &Opt::steps);
+  using Up = PyUpdater<T>;
+  py::class_<Up>(m, "Updater")
+      .def(
+          py::init<std::shared_ptr<Graph>, std::shared_ptr<Opt>, const std::vector<std::string>&>(),
+          arg("graph"), arg("optimizer"), py::kw_only(), arg("frozen") = std::vector<std::string>{})
+      .def("step", &Up::step, arg("w"), arg("dw"), arg("lr"));
   using Tr = PyTrainer<T>;
   py::class_<Tr>(m, "Trainer")
       .def(py::init<const std::shared_ptr<Graph>&, std::shared_ptr<Cost<T>>, std::shared_ptr<Opt>,

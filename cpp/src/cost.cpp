@@ -49,11 +49,14 @@ template <class T> void TableCost<T>::check_target(Index d, Index dy, bool label
   }
   if (info.target == TargetKind::kLabels)
     throw std::invalid_argument(where + "y is dense, expected integer labels of shape (B,)");
-  if (d != info.ybar_per_y * dy)
+  const Index expected = target_width(info, d);
+  if (expected < 0)
+    throw std::invalid_argument(where + "ybar has " + std::to_string(d) +
+                                " features per sample, expected an even number");
+  if (dy != expected)
     throw std::invalid_argument(where + "ybar has " + std::to_string(d) +
                                 " features per sample, y has " + std::to_string(dy) +
-                                ", expected " +
-                                (info.ybar_per_y == 1 ? "the same number" : "half as many"));
+                                ", expected " + std::to_string(expected));
 }
 
 template <class T> double TableCost<T>::normaliser(std::int64_t label) const {

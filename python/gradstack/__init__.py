@@ -33,13 +33,14 @@ from gradstack._fit import fit
 from gradstack._functions import *  # noqa: F403
 from gradstack._history import History
 from gradstack._pointwise import log_softmax, softmax
+from gradstack._polyak import polyak
 from gradstack._random import seed
 from gradstack._trace import concat
 from gradstack._trainer import Trainer
 from gradstack.functional import apply, jvp, value_and_grad, vjp
 
 if TYPE_CHECKING:
-    from gradstack import blackbox, plot
+    from gradstack import blackbox, plot, rl
     from gradstack._draw import draw
     from gradstack._gradcheck import gradcheck
     from gradstack._simplify import simplify
@@ -72,7 +73,7 @@ _LAZY = {
     "draw": "gradstack._draw",
     "simplify": "gradstack._simplify",
 }
-_LAZY_MODULES = ("blackbox", "plot")
+_LAZY_MODULES = ("blackbox", "plot", "rl")
 
 
 def __getattr__(name: str) -> Any:
@@ -129,6 +130,8 @@ __all__ = [
     "per_sample_grad",
     "per_sample_grad_norm",
     "plot",
+    "polyak",
+    "rl",
     "save",
     "seed",
     "show_config",

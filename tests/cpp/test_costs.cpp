@@ -77,6 +77,37 @@ Real gaussian_nll(const Sample& ybar, const Target& t, Real eps, bool full) {
   return sum / static_cast<Real>(n);
 }
 
+// -f(log pi) - entropy * H for a policy; `extra` is [A] or, with a clip, [A, log pi_old].
+Real policy_loss(Real log_pi, Real h, const Sample& extra, Real entropy, Real clip) {
+  Real f = extra[0] * log_pi;
+  if (extra.size() == 2) {
+    const Real ratio = std::exp(log_pi - extra[1]);
+    f = std::min(ratio * extra[0], std::clamp(ratio, 1 - clip, 1 + clip) * extra[0]);
+  }
+  return -f - entropy * h;
+}
+
+Real categorical_policy(const Sample& ybar, const Target& t, Real entropy, Real clip) {
+  Real total = 0, h = 0;
+  for (const Real s : ybar) total += std::exp(s);
+  for (const Real s : ybar) h -= std::exp(s) / total * std::log(std::exp(s) / total);
+  const Real pi = std::exp(ybar[static_cast<std::size_t>(t.y[0])]) / total;
+  return policy_loss(std::log(pi), h, Sample(t.y.begin() + 1, t.y.end()), entropy, clip);
+}
+
+Real gaussian_policy(const Sample& ybar, const Target& t, Real entropy, Real clip) {
+  const Real two_pi = 2 * std::acos(Real(-1));
+  const std::size_t n = ybar.size() / 2;
+  Real pi = 1, h = 0;
+  for (std::size_t i = 0; i < n; ++i) {
+    const Real var = std::exp(2 * ybar[n + i]), e = t.y[i] - ybar[i];
+    pi *= std::exp(-e * e / var / 2) / std::sqrt(two_pi * var);
+    h += std::log(two_pi * std::exp(Real(1)) * var) / 2;
+  }
+  const auto action_ends = t.y.begin() + static_cast<std::ptrdiff_t>(n);
+  return policy_loss(std::log(pi), h, Sample(action_ends, t.y.end()), entropy, clip);
+}
+
 Real poisson(Real ybar, Real y, bool log_input, bool full) {
   const Real pi = std::acos(Real(-1));
   Real loss = log_input ? std::exp(ybar) - y * ybar : ybar - y * std::log(ybar + Real(1e-8));
@@ -120,13 +151,20 @@ const std::vector<CostCase>& cases() {
     const auto y = static_cast<std::size_t>(t.label);
     return -s[y] * (t.weight.empty() ? 1 : t.weight[y]);
   };
+  const auto categorical = [](Real entropy, Real clip) {
+    return
+        [=](const Sample& s, const Target& t) { return categorical_policy(s, t, entropy, clip); };
+  };
+  const auto gaussian_pi = [](Real entropy, Real clip) {
+    return [=](const Sample& s, const Target& t) { return gaussian_policy(s, t, entropy, clip); };
+  };
   const auto zero_one = [](const Sample& s, const Target& t) {
     const auto y = static_cast<std::size_t>(t.label);
     const Real weight = t.weight.empty() ? 1 : t.weight[y];
     return std::max_element(s.begin(), s.end()) == s.begin() + t.label ? 0 : weight;
   };
   const Range unit{0, 1}, inner{0.05, 0.95}, wide{-6, 6}, counts{0, 4}, positive{0.2, 3};
-  const Range logs{-4, 0};
+  const Range logs{-4, 0}, narrow{-1, 1}, advantages{-2, 0.5};
   const std::vector<double> some_counts{0, 1, 2, 3}, halves{0, 0.5, 1}, signs{-1, 1};
   const auto labelled = [](std::string name, std::vector<double> p, auto loss, bool weights) {
     return CostCase{name, p, loss, {}, {}, {}, true, weights};
@@ -161,6 +199,14 @@ const std::vector<CostCase>& cases() {
       {"HingeEmbeddingLoss", {1}, hinge(1), {}, {}, signs},
       {"HingeEmbeddingLoss", {2}, hinge(2), {}, {}, signs},
       {"QuantileLoss", {0.8}, mean_of(pinball)},
+      {"CategoricalPolicyLoss", {0}, categorical(0, 0)},
+      {"CategoricalPolicyLoss", {0.3}, categorical(0.3L, 0)},
+      {"GaussianPolicyLoss", {0}, gaussian_pi(0, 0), narrow},
+      {"GaussianPolicyLoss", {0.3}, gaussian_pi(0.3L, 0), narrow},
+      {"CategoricalPPOLoss", {0.2, 0}, categorical(0, 0.2L), narrow, advantages},
+      {"CategoricalPPOLoss", {0.5, 0.3}, categorical(0.3L, 0.5L), narrow, advantages},
+      {"GaussianPPOLoss", {0.2, 0}, gaussian_pi(0, 0.2L), narrow, advantages},
+      {"GaussianPPOLoss", {0.5, 0.3}, gaussian_pi(0.3L, 0.5L), narrow, advantages},
       labelled("ZeroOneLoss", {}, zero_one, false),
       labelled("ZeroOneLoss", {}, zero_one, true),
   };
@@ -193,16 +239,21 @@ Block<double> random_block(const CostCase& c, Index dy, Index lanes, unsigned se
     return std::uniform_real_distribution<double>(range.lo, range.hi)(random);
   };
   Block<double> b;
-  b.dy = dy, b.d = dy * cost_info(find_cost(c.name.c_str())).ybar_per_y, b.lanes = lanes;
+  const CostInfo& info = cost_info(find_cost(c.name.c_str()));
+  b.d = dy * std::max(1, info.ybar_per_y), b.lanes = lanes;
+  b.dy = target_width(info, b.d);
   b.p = c.p;
   b.p.resize(kMaxCostParams);
   for (Index i = 0; i < b.d * lanes; ++i) {
     b.ybar.push_back(draw(c.ybar));
     b.v.push_back(draw({-1, 1}));
   }
-  for (Index i = 0; i < dy * lanes; ++i) {
+  for (Index i = 0; i < b.dy * lanes; ++i) {
     const bool any_y = c.y_values.empty();
     b.y.push_back(any_y ? draw(c.y) : c.y_values[random() % c.y_values.size()]);
+  }
+  for (Index l = 0; info.ybar_per_y == 0 && l < lanes; ++l) {  // the action comes first
+    b.y[static_cast<std::size_t>(l)] = static_cast<double>(random() % static_cast<unsigned>(b.d));
   }
   for (Index i = 0; i < (c.weights ? b.d : 0); ++i) b.weight.push_back(draw({0.2, 2}));
   for (Index l = 0; l < lanes; ++l) {
@@ -412,6 +463,46 @@ TEST_CASE("cross-entropy is stable for large logits") {
   run(c, b);
   CHECK(b.loss[0] == 2e4);
   CHECK(b.grad == std::vector<double>{1, -1, 0});
+}
+
+TEST_CASE("PPO's slope is 0 where the better ratio is clipped") {
+  struct Point {
+    double ratio, advantage, loss, slope;  // slope: of the loss in log pi
+  };
+  for (const Point& point : std::vector<Point>{{1.1, 2, -2.2, -2.2},
+                                               {1.5, 2, -2.4, 0},
+                                               {0.5, 2, -1, -1},
+                                               {0.9, -2, 1.8, 1.8},
+                                               {0.5, -2, 1.6, 0},
+                                               {1.5, -2, 3, 3}}) {
+    CAPTURE(point.ratio);
+    CostCase c{"GaussianPPOLoss", {0.2, 0}, {}};
+    Block<double> b = random_block(c, 1, 1, 1);
+    b.ybar = {0, 0}, b.scale = {1};
+    const double action = 1.5, log_pi = -action * action / 2 - std::log(8 * std::atan(1.0)) / 2;
+    b.y = {action, point.advantage, log_pi - std::log(point.ratio)};
+    run(c, b);
+    CHECK(b.loss[0] == doctest::Approx(point.loss));
+    CHECK(b.grad[0] == doctest::Approx(point.slope * action));
+    CHECK(b.grad[1] == doctest::Approx(point.slope * (action * action - 1)));
+  }
+}
+
+TEST_CASE("a categorical policy: actions ruled out, and none of its actions") {
+  CostCase c{"CategoricalPolicyLoss", {0.5}, {}};
+  Block<double> b = random_block(c, 3, 1, 1);
+  b.ybar = {0, -HUGE_VAL, 0}, b.y = {2, 1}, b.scale = {1};
+  run(c, b);
+  CHECK(b.loss[0] == doctest::Approx(0.5 * std::log(2.0)));
+  CHECK(b.grad[0] == doctest::Approx(0.5));
+  CHECK(b.grad[1] == 0);
+  CHECK(b.grad[2] == doctest::Approx(-0.5));
+  CHECK(b.hv[1] == 0);
+  for (const double action : {-1.0, 0.5, 3.0}) {
+    b.y[0] = action;
+    run(c, b);
+    CHECK(std::isnan(b.loss[0]));
+  }
 }
 
 TEST_CASE_TEMPLATE("kernels agree, for blocks and single samples", T, float, double) {

@@ -35,6 +35,9 @@ template <class T> struct CostInputs {
     if (name == "GaussianNLLLoss") {
       for (Index i = c.dy * c.lanes; i < ybar.size(); ++i) ybar[i] = T(0.5) + std::abs(ybar[i]);
     }
+    if (name.rfind("Categorical", 0) == 0) {  // the action comes first
+      for (Index l = 0; l < c.lanes; ++l) y[l] = static_cast<T>((l * 7 + 3) % c.d);
+    }
     weight = random_array<T>(c.d, 3, 0.5, 2);
     scale = random_array<T>(c.lanes, 4, 0.5, 2);
     v = random_array<T>(c.d * c.lanes, 5);
@@ -230,8 +233,9 @@ TEST_CASE_TEMPLATE("costs: every cost on blocks and single samples", T, float, d
                         info.target == gradstack::TargetKind::kLabelsOrDense;
     const bool dense = info.target != gradstack::TargetKind::kLabels;
     for (const Index lanes : {Index(1), kLanes}) {
-      for (const Index dy : {1, 2, 5, 17, 65}) {
-        const Index d = dy * info.ybar_per_y;
+      for (const Index n : {1, 2, 5, 17, 65}) {
+        const Index d = n * std::max(1, info.ybar_per_y);
+        const Index dy = gradstack::target_width(info, d);
         for (const bool weighted : {false, true}) {
           if (weighted && !info.class_weights) continue;
           if (dense) check_cost<T>({id, false, weighted, d, dy, lanes});

@@ -8,33 +8,20 @@
 //   element-wise  value(ybar, y), d1, d2 of one component; L is their mean over the components, or
 //                 their sum (CostInfo::mean)
 //   row-wise      lanes<V>(args, first, n): n samples at a time, for costs that mix components
-// Adding a cost is one functor and one entry in `Costs` at the end of this file.
+// Costs of policies stand in policy_costs.hpp. Adding a cost is one functor and one entry in
+// `Costs` at the end of this file.
 #pragma once
 
 #include <type_traits>
 
 #include "gradstack/backend.hpp"
 #include "gradstack/config.hpp"
+#include "gradstack/cost_info.hpp"
 #include "gradstack/math.hpp"
+#include "gradstack/policy_costs.hpp"
 #include "gradstack/table.hpp"
 
 namespace gradstack {
-
-inline constexpr int kMaxCostParams = 3;
-
-enum class TargetKind { kDense, kLabels, kLabelsOrDense, kNone };
-
-struct CostInfo {
-  const char* name;  // class name, as in nn.MSELoss
-  int n_params = 0;
-  Param params[kMaxCostParams] = {};
-  TargetKind target = TargetKind::kDense;
-  bool mean = true;            // L is a mean over components (else a sum, or row-wise)
-  int ybar_per_y = 1;          // d = ybar_per_y * dy for dense targets
-  bool class_weights = false;  // accepts CostArgs::weight
-  bool has_second = true;      // false: piecewise linear, the Hessian is 0 wherever it exists
-  bool has_gradient = true;    // false: piecewise constant, only zeroth-order methods can use it
-};
 
 inline namespace GRADSTACK_UNIT {
 namespace costs {
@@ -473,11 +460,12 @@ template <class... Cs> struct CostList {
 };
 
 // A CostId is a position in this list.
-using Costs =
-    CostList<costs::SquaredError, costs::MSELoss, costs::L1Loss, costs::SmoothL1Loss,
-             costs::HuberLoss, costs::CrossEntropyLoss, costs::NLLLoss, costs::BCELoss,
-             costs::BCEWithLogitsLoss, costs::PoissonNLLLoss, costs::GaussianNLLLoss,
-             costs::KLDivLoss, costs::HingeEmbeddingLoss, costs::QuantileLoss, costs::ZeroOneLoss>;
+using Costs = CostList<costs::SquaredError, costs::MSELoss, costs::L1Loss, costs::SmoothL1Loss,
+                       costs::HuberLoss, costs::CrossEntropyLoss, costs::NLLLoss, costs::BCELoss,
+                       costs::BCEWithLogitsLoss, costs::PoissonNLLLoss, costs::GaussianNLLLoss,
+                       costs::KLDivLoss, costs::HingeEmbeddingLoss, costs::QuantileLoss,
+                       costs::ZeroOneLoss, costs::CategoricalPolicyLoss, costs::GaussianPolicyLoss,
+                       costs::CategoricalPPOLoss, costs::GaussianPPOLoss>;
 
 inline constexpr int kNumCosts = Costs::size;
 

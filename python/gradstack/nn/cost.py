@@ -22,7 +22,8 @@ class CostRow(NamedTuple):
     name: str
     params: tuple[tuple[str, float], ...]
     target: str  # "dense", "label", "label_or_dense", "none"
-    pair: bool  # outputs have two features for each one of the target
+    ybar_per_y: int  # features of ybar for each component of y; 0: any number
+    y_extra: int  # columns of y that stand for no component of ybar
     class_weights: bool
 
 
@@ -31,7 +32,8 @@ COSTS = {
         row["name"],
         tuple((n, v) for n, v in row["params"]),
         row["target"],
-        row["output"] == "pair",
+        row["ybar_per_y"],
+        row["y_extra"],
         row["class_weights"],
     )
     for row in _core.costs()
@@ -332,13 +334,14 @@ class TableCost(Cost):
         if kind == "label" or (kind == "label_or_dense" and array.ndim <= 1):
             return self._labels(array, count, math.prod(shape))
         features = math.prod(shape)
-        if self.row.pair:
-            if features % 2:
+        per_y = self.row.ybar_per_y
+        if per_y != 1:
+            if per_y and features % per_y:
                 raise ValueError(
                     f"[{owner}] ybar has {features} features, expected an even number: the means, "
-                    "then the variances"
+                    "then the variances or standard deviations"
                 )
-            features //= 2
+            features = (features // per_y if per_y else 0) + self.row.y_extra
             shape = (features,)
         if array.shape == (count, *shape):
             return rows_of(array)

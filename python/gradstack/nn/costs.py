@@ -7,7 +7,10 @@ entry of the core's table that is not written out here gets a class with just it
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
+
+import numpy as np
 
 from gradstack._arrays import as_number
 from gradstack.nn.cost import COSTS, Array, CostRow, TableCost
@@ -15,8 +18,12 @@ from gradstack.nn.cost import COSTS, Array, CostRow, TableCost
 __all__ = [
     "BCELoss",
     "BCEWithLogitsLoss",
+    "CategoricalPPOLoss",
+    "CategoricalPolicyLoss",
     "CrossEntropyLoss",
     "GaussianNLLLoss",
+    "GaussianPPOLoss",
+    "GaussianPolicyLoss",
     "HingeEmbeddingLoss",
     "HuberLoss",
     "KLDivLoss",
@@ -291,6 +298,141 @@ class QuantileLoss(TableCost):
         if number in (0.0, 1.0):
             raise ValueError(f"q must be strictly between 0 and 1, got {number:g}")
         super().__init__(reduction, q=number)
+
+
+class _CategoricalCost(TableCost):
+    """A policy over a finite set of actions: the first column of y is an index of ybar."""
+
+    def match_target(
+        self, y: Any, count: int, shape: tuple[int, ...], single: bool = False
+    ) -> Array | None:
+        """Check y against outputs of `shape`, and its actions against their number."""
+        rows = super().match_target(y, count, shape, single)
+        assert rows is not None
+        action, n = rows[:, 0], math.prod(shape)
+        valid = (action >= 0) & (action < n) & (action == np.rint(action))
+        if not valid.all():
+            row = int(np.argmin(valid))
+            raise ValueError(
+                f"[{type(self).__name__}] y[{row}, 0] = {action[row]:g}, expected an action in "
+                f"0..{n - 1} (the net has {n} outputs)"
+            )
+        return rows
+
+
+class CategoricalPolicyLoss(_CategoricalCost):
+    """Score-function cost of a policy over n actions, L = -A log pi(a) - entropy H(pi).
+
+    Its gradient is the estimate of Williams (1992, REINFORCE) for the gradient of an expected
+    return, with the sign of a descent: what the environment's unknown cost returns enters only as
+    the number A. pi = softmax(ybar), H its entropy.
+
+    Parameters
+    ----------
+    entropy : float
+        Weight of the entropy bonus, which keeps the policy exploring.
+    reduction : str
+        "mean" or "sum".
+
+    Notes
+    -----
+    ybar (B, n) are logits; y (B, 2) holds the action a in 0..n-1 and its advantage A, of any sign:
+    ``np.column_stack([actions, advantages])``. With A = 1, ``-cost.per_sample(ybar, y)`` is
+    log pi(a).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gradstack import nn
+    >>> cost = nn.CategoricalPolicyLoss()
+    >>> cost.gradient(np.zeros((2, 2)), np.array([[0, 3.0], [1, -1.0]]))
+    array([[-1.5,  1.5],
+           [-0.5,  0.5]])
+    """
+
+    def __init__(self, entropy: float = 0.0, *, reduction: str = "mean") -> None:
+        super().__init__(reduction, entropy=as_number(entropy, "entropy", low=0.0))
+
+
+class GaussianPolicyLoss(TableCost):
+    """Score-function cost of a Gaussian policy, L = -A log pi(a) - entropy H(pi).
+
+    The continuous sibling of `CategoricalPolicyLoss`: actions of m components are normally
+    distributed, independently of each other.
+
+    Parameters
+    ----------
+    entropy : float
+        Weight of the entropy bonus, which keeps the policy exploring.
+    reduction : str
+        "mean" or "sum".
+
+    Notes
+    -----
+    ybar (B, 2 m) holds the means and then the logarithms of the standard deviations; y (B, m + 1)
+    the components of the action and then the advantage A.
+    """
+
+    def __init__(self, entropy: float = 0.0, *, reduction: str = "mean") -> None:
+        super().__init__(reduction, entropy=as_number(entropy, "entropy", low=0.0))
+
+
+class CategoricalPPOLoss(_CategoricalCost):
+    """Clipped cost of PPO for a policy over n actions (Schulman et al., 2017, equation 7).
+
+    L = -min(r A, clip(r, 1 - c, 1 + c) A) - entropy H(pi), with r = pi(a) / pi_old(a) and c the
+    clip: the same batch serves several steps, which end where the policy has moved too far.
+
+    Parameters
+    ----------
+    clip : float
+        c, in (0, 1).
+    entropy : float
+        Weight of the entropy bonus.
+    reduction : str
+        "mean" or "sum".
+
+    Notes
+    -----
+    ybar (B, n) are logits; y (B, 3) holds the action, its advantage A, and log pi_old(a), what the
+    policy gave when the action was drawn.
+    """
+
+    def __init__(self, clip: float = 0.2, entropy: float = 0.0, *, reduction: str = "mean") -> None:
+        super().__init__(
+            reduction, clip=_clip(clip), entropy=as_number(entropy, "entropy", low=0.0)
+        )
+
+
+class GaussianPPOLoss(TableCost):
+    """Clipped cost of PPO for a Gaussian policy; see `CategoricalPPOLoss`.
+
+    Parameters
+    ----------
+    clip : float
+        In (0, 1).
+    entropy : float
+        Weight of the entropy bonus.
+    reduction : str
+        "mean" or "sum".
+
+    Notes
+    -----
+    ybar (B, 2 m) holds the means and then the logarithms of the standard deviations; y (B, m + 2)
+    the components of the action, the advantage A, and log pi_old(a).
+    """
+
+    def __init__(self, clip: float = 0.2, entropy: float = 0.0, *, reduction: str = "mean") -> None:
+        super().__init__(
+            reduction, clip=_clip(clip), entropy=as_number(entropy, "entropy", low=0.0)
+        )
+
+
+def _clip(value: Any) -> float:
+    number = as_number(value, "clip", low=0.0, high=1.0)
+    if number in (0.0, 1.0):
+        raise ValueError(f"clip must be strictly between 0 and 1, got {number:g}")
+    return number
 
 
 def _positive(value: Any, name: str) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from gradstack.optim import games, schedules
 from gradstack.optim import rules as _rules
-from gradstack.optim import schedules
 from gradstack.optim.base import Optimizer
 from gradstack.optim.kfac import KFAC
 from gradstack.optim.lbfgs import LBFGS
@@ -18,6 +18,7 @@ __all__ = [
     "LevenbergMarquardt",
     "Optimizer",
     "Preconditioned",
+    "games",
     "schedules",
 ]
 __all__ += _rules.__all__

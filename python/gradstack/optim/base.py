@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gradstack import _core
-from gradstack._arrays import as_number
-from gradstack._compiled import core_for
+from gradstack._arrays import as_number, as_vector
+from gradstack._compiled import core_for, known_shapes
+from gradstack._flat import clock
 from gradstack.optim.schedules import Lr
 
 if TYPE_CHECKING:
@@ -133,6 +134,37 @@ class Optimizer:
             return np.full(n, float(self.lr))
         return np.array([self.lr_at(start + i) for i in range(n)], np.float64)
 
+    def update(self, net: Module, dw: Any) -> None:
+        """Make one step with a gradient that was computed elsewhere.
+
+        So nets are trained whose cost is another net: chain `gradstack.vjp` through both.
+
+        Parameters
+        ----------
+        net : Module
+            Its parameters move; masked and frozen ones stay.
+        dw : array_like, (P,)
+            Derivative of what is to fall.
+
+        Raises
+        ------
+        FloatingPointError
+            dw holds NaN or infinity; the net is unchanged.
+        TypeError
+            The optimiser looks at the batch itself (`LBFGS`, `GaussNewton`, `KFAC`, ...).
+
+        Examples
+        --------
+        >>> import gradstack as gs
+        >>> net = gs.nn.Linear(2, 1)
+        >>> _, pullback = gs.vjp(net, [1.0, 2.0])
+        >>> gs.optim.SGD(lr=0.1).update(net, pullback([1.0])[1])
+        """
+        raise TypeError(
+            f"[{type(self).__name__}] steps need the batch, not only a gradient: train by fit or "
+            "Trainer"
+        )
+
     def _claim(self, net: Module) -> None:
         """Take `net` as the one whose state this is."""
         owner = None if self._owner is None else self._owner()
@@ -231,7 +263,7 @@ class RuleOptimizer(Optimizer):
         self._start()
 
     def _start(self) -> None:
-        self.__dict__.update(_core=None, _pending=None)
+        self.__dict__.update(_core=None, _pending=None, _updater=None)
 
     def _hyper_values(self) -> list[float]:
         values = dict(self._arguments)
@@ -265,6 +297,32 @@ class RuleOptimizer(Optimizer):
         self._claim(net)
         self.__dict__.update(_core=made, _pending=None)
         return made
+
+    def update(self, net: Module, dw: Any) -> None:
+        """Make one step with a gradient that was computed elsewhere; see `Optimizer.update`."""
+        core, w = self.core_optimizer(net), net.w
+        held = self._updater
+        if held is None or held[0] != clock.now or held[1] is not core:
+            held = self.__dict__["_updater"] = self._make_updater(net, core)
+        lr = self.lr
+        held[2].step(
+            w, as_vector(dw, w.size, w.dtype, "dw"), self.lr_at(self.t) if callable(lr) else lr
+        )
+
+    @staticmethod
+    def _make_updater(net: Module, core: Any) -> tuple[int, Any, Any]:
+        from gradstack._data import training_graph
+        from gradstack._engine import frozen_names
+
+        shapes = known_shapes(net)
+        if shapes is None:
+            raise ValueError(
+                f"[{type(net).__name__}] its sample shape is not known yet: call it first, or "
+                "net.trace(sample_shape)"
+            )
+        graph = training_graph(net, shapes).graph
+        updater = core_for(net.w.dtype).Updater(graph, core, frozen=frozen_names(net))
+        return clock.now, core, updater
 
     def _fill(self, core: Any, arrays: Mapping[str, Array], numbers: Mapping[str, Any]) -> None:
         owner = type(self).__name__
