@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -174,15 +174,16 @@ class FastJacobian:
             return None
         shape = x.shape
         result: Array
+        lead: tuple[int, ...] = ()
         if shape == self.sample:
-            rows, lead = x.reshape(1, self.size), ()
+            rows = x.reshape(1, self.size)
         elif shape and shape[0] and shape[1:] == self.sample:
             rows, lead = x.reshape(shape[0], self.size), shape[:1]
         else:
             return None
         if out is None:
             result = self.evaluate(self.w, [rows])
-            return result if lead else result[0]
+            return result if lead else cast(Array, result[0])
         if type(out) is not np.ndarray or out.shape != (*lead, self.rows, self.columns):
             return None
         flags = out.flags
