@@ -276,6 +276,8 @@ class ZeroOneLoss(TableCost):
     weight : array_like, (C,), optional
         Class weights w; the average divides by the sum of their w[y]. With w inversely proportional
         to the classes' frequencies the loss is 1 - balanced accuracy.
+    reduction : str
+        "mean" (over samples) or "sum".
     """
 
     def __init__(self, weight: Any = None, *, reduction: str = "mean") -> None:
