@@ -92,7 +92,7 @@ def find_prototypes(rng: np.random.Generator, epochs: int, axis: Axes) -> None:
     )
     axis.scatter(*x[::3].T, s=4, c=[colors[i] for i in net(x[::3])], lw=0)
     for path in np.swapaxes(paths, 0, 1):
-        axis.plot(*path.T, "k", lw=0.7, alpha=0.7)
+        axis.plot(*path.T, "k", lw=0.6, alpha=0.5)
     axis.plot(*start.T, "o", color="k", ms=4.5, mfc="w", ls="", label="start")
     axis.plot(*np.asarray(net.weight).T, "ko", ms=7, mec="w", label="prototypes")
     axis.plot(*theirs.cluster_centers_.T, "wx", ms=4, mew=1.2)
@@ -108,7 +108,7 @@ def main() -> None:
     rng = np.random.default_rng(options.seed)
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 4.0), layout="constrained")
     fit_line(rng, 300, axes[0])
-    find_prototypes(rng, 6 if options.quick else 20, axes[1])
+    find_prototypes(rng, 6 if options.quick else 8, axes[1])
     save(figure, options.out, "parametrised_models.png")
 
 

@@ -253,3 +253,17 @@ def test_backprop_stages_multiply_to_the_gradient() -> None:
         gs.value_and_grad(net, nn.SquaredError(), x, y)[1],
         rtol=1e-12,
     )
+
+
+def test_prototypes_may_be_given() -> None:
+    values = RNG.standard_normal((5, 3))
+    for given in (values, values.tolist()):
+        net = nn.NearestNeighbour(3, given, dtype=np.float64)
+        np.testing.assert_array_equal(net.weight, values)
+        x = RNG.standard_normal((50, 3))
+        distances = ((x[:, None] - values) ** 2).sum(-1)
+        np.testing.assert_array_equal(net(x), distances.argmin(1))
+    assert nn.NearestNeighbour(3, np.int64(4)).prototypes == 4
+    for bad in (values[:, :2], values[:0], values[0]):
+        with pytest.raises(ValueError, match="prototypes have shape"):
+            nn.NearestNeighbour(3, bad)
