@@ -49,20 +49,23 @@ def main() -> None:
     """Measure, compare, draw."""
     options = arguments(__doc__)
     sizes = [1, 8, 64, 512] if options.quick else [2**i for i in range(12)]
-    seconds = 0.1 if options.quick else 3.0
-    rates: dict[int, list[float]] = {1: [], 2: []}
-    for batch in sizes:
-        weights = []
-        for threads, measured in rates.items():
-            samples, w = rate(batch, threads, seconds)
-            measured.append(samples)
-            weights.append(w)
-        same = "the same" if np.array_equal(*weights) else "different"
-        print(
-            f"batch {batch}: {rates[1][-1]:.3g} samples/s with one thread, {rates[2][-1]:.3g} with "
-            f"two, {same} weights",
-            flush=True,
-        )
+    rounds, seconds = (1, 0.1) if options.quick else (10, 0.3)
+    rates = {threads: [0.0] * len(sizes) for threads in (1, 2)}
+    same = True
+    # Rounds: a busy moment of the machine then spoils one measurement of many, not one point.
+    for turn in range(rounds):
+        print(f"round {turn + 1} of {rounds}", flush=True)
+        for i, batch in enumerate(sizes):
+            weights = []
+            for threads, measured in rates.items():
+                samples, w = rate(batch, threads, seconds)
+                measured[i] = max(measured[i], samples)
+                weights.append(w)
+            same &= np.array_equal(*weights)
+    for i, batch in enumerate(sizes):
+        one, two = rates[1][i], rates[2][i]
+        print(f"batch {batch}: {one:.3g} samples/s with one thread, {two:.3g} with two")
+    print(f"the weights of one and two threads are {'the same' if same else 'different'}")
     gain = max(rates[1]) / rates[1][0]
     print(f"one thread gains {gain:.1f} times, two {max(rates[2]) / rates[1][0]:.1f} times")
 
