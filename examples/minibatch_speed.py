@@ -28,10 +28,10 @@ def network() -> nn.Module:
     )
 
 
-def rate(batch: int, threads: int, seconds: float) -> tuple[float, Array]:
+def rate(batch: int, threads: int, rows: int, seconds: float) -> tuple[float, Array]:
     """Samples per second of the fastest of many short runs, and the weights after the first."""
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((max(2048, 8 * batch), 64)).astype(np.float32)
+    x = rng.standard_normal((max(rows, 8 * batch), 64)).astype(np.float32)
     labels = rng.integers(0, 10, len(x))
     net, optimizer = network(), optim.SGD(lr=0.01)
     best, first = 0.0, None
@@ -49,7 +49,7 @@ def main() -> None:
     """Measure, compare, draw."""
     options = arguments(__doc__)
     sizes = [1, 8, 64, 512] if options.quick else [2**i for i in range(12)]
-    rounds, seconds = (1, 0.1) if options.quick else (10, 0.3)
+    rounds, rows, seconds = (1, 64, 0.05) if options.quick else (10, 2048, 0.3)
     rates = {threads: [0.0] * len(sizes) for threads in (1, 2)}
     same = True
     # Rounds: a busy moment of the machine then spoils one measurement of many, not one point.
@@ -58,7 +58,7 @@ def main() -> None:
         for i, batch in enumerate(sizes):
             weights = []
             for threads, measured in rates.items():
-                samples, w = rate(batch, threads, seconds)
+                samples, w = rate(batch, threads, rows, seconds)
                 measured[i] = max(measured[i], samples)
                 weights.append(w)
             same &= np.array_equal(*weights)
