@@ -28,10 +28,10 @@ def network() -> nn.Module:
     )
 
 
-def rate(batch: int, threads: int, seconds: float) -> tuple[float, Array]:
+def rate(batch: int, threads: int, rows: int, seconds: float) -> tuple[float, Array]:
     """Samples per second of the fastest of many short runs, and the weights after the first."""
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((max(2048, 8 * batch), 64)).astype(np.float32)
+    x = rng.standard_normal((max(rows, 8 * batch), 64)).astype(np.float32)
     labels = rng.integers(0, 10, len(x))
     net, optimizer = network(), optim.SGD(lr=0.01)
     best, first = 0.0, None
@@ -49,20 +49,23 @@ def main() -> None:
     """Measure, compare, draw."""
     options = arguments(__doc__)
     sizes = [1, 8, 64, 512] if options.quick else [2**i for i in range(12)]
-    seconds = 0.1 if options.quick else 3.0
-    rates: dict[int, list[float]] = {1: [], 2: []}
-    for batch in sizes:
-        weights = []
-        for threads, measured in rates.items():
-            samples, w = rate(batch, threads, seconds)
-            measured.append(samples)
-            weights.append(w)
-        same = "the same" if np.array_equal(*weights) else "different"
-        print(
-            f"batch {batch}: {rates[1][-1]:.3g} samples/s with one thread, {rates[2][-1]:.3g} with "
-            f"two, {same} weights",
-            flush=True,
-        )
+    rounds, rows, seconds = (1, 64, 0.05) if options.quick else (10, 2048, 0.3)
+    rates = {threads: [0.0] * len(sizes) for threads in (1, 2)}
+    same = True
+    # Rounds: a busy moment of the machine then spoils one measurement of many, not one point.
+    for turn in range(rounds):
+        print(f"round {turn + 1} of {rounds}", flush=True)
+        for i, batch in enumerate(sizes):
+            weights = []
+            for threads, measured in rates.items():
+                samples, w = rate(batch, threads, rows, seconds)
+                measured[i] = max(measured[i], samples)
+                weights.append(w)
+            same &= np.array_equal(*weights)
+    for i, batch in enumerate(sizes):
+        one, two = rates[1][i], rates[2][i]
+        print(f"batch {batch}: {one:.3g} samples/s with one thread, {two:.3g} with two")
+    print(f"the weights of one and two threads are {'the same' if same else 'different'}")
     gain = max(rates[1]) / rates[1][0]
     print(f"one thread gains {gain:.1f} times, two {max(rates[2]) / rates[1][0]:.1f} times")
 

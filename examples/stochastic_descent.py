@@ -112,10 +112,11 @@ def redundancy(ax: Axes, seed: int, copies: list[int], gradients: int) -> None:
         print(f"k = {k}: {needed / reached:.2f} times fewer passes than the full batch")
         color = plt.get_cmap("viridis")(0.15 + 0.75 * i / len(copies))
         ax.loglog(passes[1:], loss[1:], color=color, label=f"one sample, k = {k}")
-    ax.axhline(goal, color="0.6", ls=":", lw=1)
+    ax.hlines(goal, 5, gradients, color="0.6", ls=":", lw=1)
     ax.set(xlabel="passes over the data", ylabel="loss (mean squared error)")
     ax.set_title(f"{POINTS} points, each k times in the data")
-    ax.legend(loc="lower left", frameon=True, framealpha=1, edgecolor="none")
+    ax.set_xlim(left=1e-3)  # room for the legend
+    ax.legend(loc="lower left")
 
 
 def main() -> None:

@@ -302,3 +302,50 @@ def test_labels_and_broken_values_are_written() -> None:
     picture = svg_geometry.read(trace.draw().svg)
     assert "0, 1, 2, 0, 1, 2, 0, 1, …" in [b.what for b in picture.texts]
     assert svg_geometry.problems(picture) == []
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_backprop_runs_of_random_graphs(seed: int) -> None:
+    """Several inputs, unused ones, views, opaque costs: every stage has its figure."""
+    net = random_net(seed, "float64", tame=True)
+    outputs = net.trace().outputs
+    if len(outputs) > 1:
+
+        class First(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.net = net
+
+            def forward(self, *xs: Any) -> Any:
+                return gs.concat(list(self.net(*xs)))
+
+        whole: nn.Module = First()
+        whole.trace(*net.trace().input_shapes)
+    else:
+        whole = net
+    rng = np.random.default_rng(seed)
+    xs = tuple(rng.standard_normal((3, 8)) for _ in whole.trace().input_shapes)
+    y = rng.standard_normal((3, whole(*xs).shape[1]))
+    trace = gs.backprop(whole, nn.MSELoss(), xs, y)
+    picture = svg_geometry.read(trace.draw().svg)
+    assert svg_geometry.problems(picture) == []
+    drawn = {g.get("data-name") for g in picture.of_class("block")}
+    assert drawn == {stage.name for stage in trace.stages}
+
+
+def test_a_backprop_run_of_python_blocks_and_of_nothing() -> None:
+    class Quartic(nn.Cost):
+        def value(self, ybar: Any, y: Any) -> Any:
+            return (ybar**4).sum(axis=1)
+
+        def gradient(self, ybar: Any, y: Any) -> Any:
+            return 4 * ybar**3
+
+    net = nn.Sequential(nn.Linear(3, 2), nn.Pointwise(np.arctan, lambda s: 1 / (1 + s * s)))
+    picture = svg_geometry.read(gs.backprop(net, Quartic(), np.ones((4, 3))).draw().svg)
+    assert svg_geometry.problems(picture) == []
+    assert "Quartic" in [b.what for b in picture.texts]
+    nothing = nn.Sequential(nn.Flatten())
+    nothing.trace((2, 2))
+    picture = svg_geometry.read(gs.backprop(nothing, Quartic(), np.ones((4, 2, 2))).draw().svg)
+    assert svg_geometry.problems(picture) == []

@@ -130,8 +130,8 @@ def test_stochastic_descent(tmp_path: pathlib.Path, seed: int) -> None:
 
 def test_minibatch_speed(tmp_path: pathlib.Path) -> None:
     output = run_with_picture("minibatch_speed", tmp_path)
-    assert output.count("the same weights") == 4
-    assert "different weights" not in output
+    assert number("batch 512:", output) > 0
+    assert "the weights of one and two threads are the same" in output
 
 
 def test_reinforce(tmp_path: pathlib.Path) -> None:

@@ -155,7 +155,7 @@ def _figures(trace: Backprop, model: Model, batch: int) -> list[Figure]:
         circle = VariableFigure(name, name, shape=shape, observed=True)
         figures.append(Panel(circle, _variable(name, name, values, gradients)))
     carrier: dict[str, str] = {}
-    last = trace.stages[-1].name
+    last = trace.stages[-1].name if trace.stages else model.inputs[0][0]
     for count, stage in enumerate(trace.stages, 1):
         block = replace(
             blocks[stage.name],
@@ -172,7 +172,7 @@ def _figures(trace: Backprop, model: Model, batch: int) -> list[Figure]:
         label = None if final else block.shape
         circle = VariableFigure(key, symbol, [stage.name], label, tooltip=f"out of {stage.name}")
         figures.append(Panel(circle, _variable(symbol, stage.name, values, gradients)))
-    return figures + _cost(trace, carrier[last])
+    return figures + _cost(trace, carrier.get(last, last))
 
 
 def _variable(
