@@ -29,10 +29,11 @@ mpl.rcParams.update(
 
 
 def arguments(description: str | None) -> argparse.Namespace:
-    """Parse ``--quick`` (a few seconds, rougher) and ``--out`` (folder of the picture)."""
+    """Parse ``--quick`` (a few seconds, rougher), ``--out`` (folder of the picture), ``--seed``."""
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a few seconds, rougher results")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(), help="picture folder")
+    parser.add_argument("--seed", type=int, default=0, help="of data and initial weights")
     return parser.parse_args()
 
 

@@ -9,6 +9,7 @@ import pytest
 
 ORACLES = [
     "torch",
+    "jax",
     "sklearn",
     "scipy",
     "onnx",

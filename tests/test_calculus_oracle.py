@@ -242,6 +242,16 @@ def test_activations_at_kinks(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*SMOOTH, *KINKED, *BOUNDED])
+def test_second_derivatives_at_kinks(name: str) -> None:
+    h = torch.nn.functional.celu if name == "celu" else torch_acts()[name]
+    x = np.array(POINTS)
+    second = func.vmap(func.grad(func.grad(h)))(torch.tensor(x))
+    net = activation(name)
+    close(gs.derivatives(net, x[:, None], order=2).diag[:, 0, 0], second, scale=1)
+    close(gs.hessian_x(net, x[:, None])[:, 0, 0, 0], second, scale=1)
+
+
+@pytest.mark.parametrize("name", [*SMOOTH, *KINKED, *BOUNDED])
 def test_higher_derivatives_of_activations(name: str) -> None:
     h = torch_acts()[name]
     x = np.array([0.3, -0.7, 0.9, 2.5, -2.2, 4.5, -5.0])[:, None]  # beside the kinks

@@ -15,6 +15,7 @@ import pytest
 
 import gradstack as gs
 from cli_commands import FAST, Capture, as_json, fails, flowers, ok, prices, table_rows, write
+from gradstack import nn
 
 
 @pytest.fixture(autouse=True)
@@ -428,3 +429,31 @@ def test_info_on_files_of_others(capsys: Capture) -> None:
     assert "a: 3 x 2 float64" in out
     assert "b: scalar float16" in out
     assert "not written by gradstack train" in fails("predict", "plain", flowers(), capsys=capsys)
+
+
+def test_inspect(capsys: Capture) -> None:
+    ok("train", flowers(), "--target", "kind", *FAST, "--out", "model.safetensors", capsys=capsys)
+    out = ok("inspect", "model.safetensors", capsys=capsys)
+    assert "Sequential: 3 blocks, 114 parameters, float32" in out
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[2][:5] == ["0", "Linear", "x", "16", "80"]
+    svg = Path("model.svg").read_text("utf-8")
+    assert svg.startswith("<svg")
+    assert "CrossEntropyLoss" in svg  # what gradstack train minimised
+
+    result = as_json("inspect", "model.safetensors", "--out", "units.svg", "--view", "units",
+                     capsys=capsys)  # fmt: skip
+    assert result["n_parameters"] == 114
+    assert [b["kind"] for b in result["blocks"]] == ["linear", "pointwise", "linear"]
+    net = gs.load("model.safetensors")
+    assert result["blocks"][0]["norm"] == pytest.approx(np.linalg.norm(net.w[:80]), rel=1e-6)
+    assert result["blocks"][2]["inputs"] == ["1"]
+    assert 'class="units"' in Path("units.svg").read_text("utf-8")
+
+
+def test_inspect_without_a_model_or_a_cost(capsys: Capture) -> None:
+    assert "there is no model" in fails("inspect", "nothing.safetensors", capsys=capsys)
+    gs.save(nn.Sequential(nn.Linear(2, 1)), "own.safetensors")
+    ok("inspect", "own.safetensors", "--quiet", capsys=capsys)
+    assert "cost" in fails("inspect", "own.safetensors", "--view", "average", capsys=capsys)
+    assert ".svg" in fails("inspect", "own.safetensors", "--out", "own.png", capsys=capsys)

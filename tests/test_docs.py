@@ -88,6 +88,30 @@ def test_python_blocks(
             )
 
 
+def test_diagrams_on_the_page_are_what_its_code_draws(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib", reason="the page draws with it too")
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "diagrams.md"
+    namespace: dict[str, object] = {"__name__": "page"}
+    with contextlib.redirect_stdout(io.StringIO()):
+        for block in blocks(page, "python"):
+            exec(compile(block.code, str(page), "exec"), namespace)
+    drawn = sorted(tmp_path.glob("*.svg"))
+    assert len(drawn) == 5
+    for picture in drawn:
+        stored = (ROOT / "docs" / "images" / picture.name).read_text("utf-8")
+        # Values are rounded differently by different instruction sets, shapes and texts are not.
+        new, old = (
+            re.findall(r"<(?:title|text)[^>]*>([^<]*)|<(circle|rect|g)", text)
+            for text in (picture.read_text("utf-8"), stored)
+        )
+        assert [re.sub(r"[\d.−e]+", "#", a) + b for a, b in new] == [
+            re.sub(r"[\d.−e]+", "#", a) + b for a, b in old
+        ]
+
+
 def test_command_line_page(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("sklearn", reason="the page trains on scikit-learn's data sets")
     path = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

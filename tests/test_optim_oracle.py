@@ -233,9 +233,8 @@ def test_clip_norm(case: Case) -> None:
         torch.nn.utils.clip_grad_norm_(net.parameters(), 0.3)
 
     expected = torch_trajectory(case, torch.float64, before_step=clip)
-    # PyTorch divides by the norm plus 1e-6, so the agreement ends there.
     got = own_trajectory(case, np.float64, clip_norm=0.3)
-    assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max()
+    assert_same_trajectory(got, expected)
     assert np.abs(own_trajectory(case, np.float64) - got).max() > 1e-3 * np.abs(expected).max()
 
 
@@ -246,6 +245,18 @@ def test_clip_value(case: Case) -> None:
 
     expected = torch_trajectory(case, torch.float64, before_step=clip)
     assert_same_trajectory(own_trajectory(case, np.float64, clip_value=0.02), expected)
+
+
+@each_rule
+def test_clip_value_then_norm(case: Case) -> None:
+    def clip(step: int, net: Any, optimizer: Any) -> None:
+        torch.nn.utils.clip_grad_value_(net.parameters(), 0.05)
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 0.2)
+
+    expected = torch_trajectory(case, torch.float64, before_step=clip)
+    assert_same_trajectory(
+        own_trajectory(case, np.float64, clip_value=0.05, clip_norm=0.2), expected
+    )
 
 
 @pytest.mark.parametrize(

@@ -257,7 +257,7 @@ std::unique_ptr<Block<T>> Plan<T>::make_block(int id, std::vector<char>& written
                              &graph_->parameter(stage.weight_id), stage.weight_id,
                              wants_dw(stage.weight_id), writes_again(stage.weight_id), arena_);
     case Kind::Opaque:
-      return make_opaque<T>(geometry, in[0], out, stage.opaque.get(), arena_);
+      return make_opaque<T>(geometry, in[0], out, stage, arena_);
     default:
       return make_binary<T>(geometry, stage.kind, in[0], in[1], out);
   }

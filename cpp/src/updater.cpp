@@ -90,8 +90,7 @@ template <class T> void Updater<T>::apply(int parameter, Index offset, Index n, 
   const std::size_t id = static_cast<std::size_t>(parameter);
   if (frozen_[id]) return;
   const Parameter& p = graph_.parameter(parameter);
-  if (const T limit = static_cast<T>(optimizer_.options().clip_value); limit > 0)
-    for (Index i = 0; i < n; ++i) g[i] = std::clamp(g[i], -limit, limit);
+  clip_value(g, n);
   const bool decays = optimizer_.options().decay_bias || p.shape.size() > 1;
   UpdateArgs<T> args;
   args.c = decays ? with_decay_ : without_decay_;
@@ -136,12 +135,19 @@ template <class T> void Updater<T>::apply_all(const Worker& worker, T* g) {
   worker.sync();
 }
 
-// g *= max_norm / (||g|| + 1e-6) if that is below 1, as PyTorch's clip_grad_norm_. Norms are summed
-// piece by piece in order, so the result does not depend on the number of workers.
+template <class T> void Updater<T>::clip_value(T* g, Index n) const {
+  if (const T limit = static_cast<T>(optimizer_.options().clip_value); limit > 0)
+    for (Index i = 0; i < n; ++i) g[i] = std::clamp(g[i], -limit, limit);
+}
+
+// g *= max_norm / (||g|| + 1e-6) if that is below 1, as PyTorch's clip_grad_norm_, with the norm
+// after clipping by value. Norms are summed piece by piece in order, so the result does not depend
+// on the number of workers.
 template <class T> void Updater<T>::clip_norm(const Worker& worker, T* g) {
   worker.for_each(pieces(), [&](Index piece) {
     Index begin, n;
     piece_range(piece, &begin, &n);
+    clip_value(g + begin, n);
     double sum = 0;
     for (Index i = begin; i < begin + n; ++i)
       sum += static_cast<double>(g[i]) * static_cast<double>(g[i]);

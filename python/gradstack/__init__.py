@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from gradstack import _core, _functions, nn, optim, rl
+from gradstack import _core, _functions, nn, optim
 from gradstack._backprop import Backprop, Stage, backprop
 from gradstack._calculus import (
     as_scipy,
@@ -40,8 +40,10 @@ from gradstack._trainer import Trainer
 from gradstack.functional import apply, jvp, value_and_grad, vjp
 
 if TYPE_CHECKING:
-    from gradstack import blackbox
+    from gradstack import blackbox, plot, rl
+    from gradstack._draw import draw
     from gradstack._gradcheck import gradcheck
+    from gradstack._simplify import simplify
     from gradstack.interop import export_onnx, from_torch
     from gradstack.io import load, save
 
@@ -49,30 +51,37 @@ __version__: str = _core.__version__
 
 
 def show_config() -> dict[str, Any]:
-    """Backend and instruction set in use and why, what else there is, threads, version."""
+    """Say what is in use, and why.
+
+    Returns
+    -------
+    dict
+        ``backend`` and ``isa`` in use, the ``reason`` for them, what else is ``available``,
+        ``max_threads`` and ``version``.
+    """
     config: dict[str, Any] = _core.show_config()
     return config
 
 
-# Needed only by those who save, load, convert or check: not worth everybody's import time.
+# Needed only by those who save, load, convert, check or draw: not worth everybody's import time.
 _LAZY = {
     "save": "gradstack.io",
     "load": "gradstack.io",
     "from_torch": "gradstack.interop",
     "gradcheck": "gradstack._gradcheck",
     "export_onnx": "gradstack.interop",
+    "draw": "gradstack._draw",
+    "simplify": "gradstack._simplify",
 }
-_LAZY_MODULES = ("blackbox",)
+_LAZY_MODULES = ("blackbox", "plot", "rl")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY_MODULES:
-        import importlib
+    import importlib
 
+    if name in _LAZY_MODULES:
         return importlib.import_module(f"gradstack.{name}")
     if name in _LAZY:
-        import importlib
-
         value = getattr(importlib.import_module(_LAZY[name]), name)
         globals()[name] = value
         return value
@@ -98,6 +107,7 @@ __all__ = [
     "clip_per_sample",
     "concat",
     "derivatives",
+    "draw",
     "export_onnx",
     "fisher_diag",
     "fishervp",
@@ -119,11 +129,13 @@ __all__ = [
     "optim",
     "per_sample_grad",
     "per_sample_grad_norm",
+    "plot",
     "polyak",
     "rl",
     "save",
     "seed",
     "show_config",
+    "simplify",
     "softmax",
     "value_and_grad",
     "vjp",

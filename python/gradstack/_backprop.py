@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from gradstack import _jacobians
-from gradstack._compiled import Inputs, parameters_for, read, split_inputs
+from gradstack._compiled import Compiled, Inputs, parameters_for, read, split_inputs
 from gradstack.functional import read_target, require_cost, require_net
 from gradstack.nn.cost import Cost
 from gradstack.nn.module import Module
+
+if TYPE_CHECKING:
+    from gradstack._draw.diagram import Diagram
 
 Array = npt.NDArray[Any]
 
@@ -117,8 +120,19 @@ class StageList(Sequence[Stage]):
         return f"[{', '.join(map(repr, self._stages))}]"
 
 
+class Origin(NamedTuple):
+    """What a run belongs to, for its diagram."""
+
+    net: Module
+    compiled: Compiled
+    cost: Cost
+    target: Array | None
+    single: bool
+    per_sample: bool
+
+
 class Backprop:
-    """What `gs.backprop` returns; printing it shows a table.
+    """What `gs.backprop` returns; printing it shows a table, notebooks show its diagram.
 
     Attributes
     ----------
@@ -132,16 +146,45 @@ class Backprop:
         Every block from input to output, by position or name.
     """
 
-    __slots__ = ("dybar", "loss", "stages", "ybar")
+    __slots__ = ("_origin", "dybar", "loss", "stages", "ybar")
 
-    def __init__(self, loss: float, ybar: Array, dybar: Array, stages: StageList) -> None:
+    def __init__(
+        self, loss: float, ybar: Array, dybar: Array, stages: StageList, origin: Origin
+    ) -> None:
         self.loss = loss
         self.ybar = ybar
         self.dybar = dybar
         self.stages = stages
+        self._origin = origin
 
     def __getitem__(self, name: str) -> Stage:
         return self.stages[name]
+
+    def draw(self, *, width: float = 1100) -> Diagram:
+        """The block diagram with its values.
+
+        Below every variable its z and dC/dz, below every block with parameters its w and dC/dw:
+        numbers when there are few, otherwise a map of coloured cells (samples are rows; a map with
+        more cells than fit shows the entry of largest magnitude of each part) with the Euclidean
+        norm and the range of all values.
+
+        Parameters
+        ----------
+        width : float
+            Pixels after which the diagram goes on in a row below.
+
+        Returns
+        -------
+        Diagram
+            Shown by notebooks; ``.save(path)`` writes an SVG file.
+        """
+        from gradstack._draw import read_width
+        from gradstack._draw.trace import draw_trace
+
+        return draw_trace(self, read_width(width))
+
+    def _repr_svg_(self) -> str:
+        return self.draw().svg
 
     def __repr__(self) -> str:
         header = ("stage", "block", "from", "z", "out", "|dC/dz|", "parameters", "|dC/dw|")
@@ -246,6 +289,7 @@ def backprop(
         result["ybars"][0].reshape(lead + shape),
         result["dybars"][0].reshape(lead + shape),
         StageList(stages),
+        Origin(net, inputs.compiled, cost, target, inputs.single, bool(per_sample)),
     )
 
 

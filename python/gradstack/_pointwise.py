@@ -221,6 +221,11 @@ def softmax(x: Any, dim: int = -1) -> Any:
     x : array_like, or a variable inside a traced ``forward``
     dim : int
         Only the last axis, -1.
+
+    Returns
+    -------
+    numpy.ndarray or variable
+        Same shape as x, float32 or float64.
     """
     return _over_features("softmax", x, dim)
 
@@ -233,5 +238,10 @@ def log_softmax(x: Any, dim: int = -1) -> Any:
     x : array_like, or a variable inside a traced ``forward``
     dim : int
         Only the last axis, -1.
+
+    Returns
+    -------
+    numpy.ndarray or variable
+        Same shape as x, float32 or float64.
     """
     return _over_features("log_softmax", x, dim)

@@ -107,6 +107,15 @@ def load(path: str | os.PathLike[str], net: Module | None = None) -> Module:
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """Return what was given to `save` as metadata, without reading the tensors.
 
+    Parameters
+    ----------
+    path : path-like
+        A safetensors file, by whomever.
+
+    Returns
+    -------
+    dict of str to str
+
     Raises
     ------
     ValueError

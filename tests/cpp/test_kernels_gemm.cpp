@@ -104,6 +104,39 @@ template <class T> void check(const Case& c) {
   }
 }
 
+// Rows of B in any order, some twice.
+template <class T> void check_gathered(Index m, Index n, Index k) {
+  CAPTURE(m);
+  CAPTURE(n);
+  CAPTURE(k);
+  const Index rows = 2 * k + 1, ldb = n + 3;
+  const auto a = random_array<T>(m * k, 1), b = random_array<T>(rows * ldb, 2);
+  std::vector<Index> at;
+  for (Index i = 0; i < k; ++i) at.push_back((i * i + 5 * i) % rows * ldb);
+  const auto product = [&](const auto& a_data, const auto& b_data, auto& c) {
+    using U = std::remove_reference_t<decltype(c[0])>;
+    return Gemm<U>{.m = m,
+                   .n = n,
+                   .k = k,
+                   .a = a_data.data(),
+                   .a_row = k,
+                   .b = b_data.data(),
+                   .b_rows = at.data(),
+                   .c = c.data(),
+                   .ldc = n};
+  };
+  Guarded<double> want(m * n, 0.0), bound(m * n, 0.0);
+  oracle().gemm(product(to_double(a), to_double(b), want));
+  const auto a_size = to_double(absolute(a)), b_size = to_double(absolute(b));
+  oracle().gemm(product(a_size, b_size, bound));
+  for_each_kernels<T>([&](const Kernels<T>& kernels) {
+    Guarded<T> got(m * n, T(9));
+    kernels.gemm(product(a, b, got));
+    CHECK(worst_error(got, want, bound, static_cast<double>(k + 2)) <= 1.0);
+    CHECK(got.guards_intact());
+  });
+}
+
 // Any split of m, n and blocks over calls gives the bits of one call.
 template <class T> void check_splits(const Case& c) {
   CAPTURE(c.m);
@@ -140,6 +173,12 @@ template <class T> void check_splits(const Case& c) {
 }
 
 }  // namespace
+
+TEST_CASE_TEMPLATE("gemm: gathered rows of B", T, float, double) {
+  for (const Index m : {1, 2, 5, 10, 13, 50})
+    for (const Index n : {1, 7, 32, 37, 130})
+      for (const Index k : {0, 1, 3, 60, 200, 401}) check_gathered<T>(m, n, k);
+}
 
 TEST_CASE_TEMPLATE("gemm: forward and its transpose on a block of samples", T, float, double) {
   for (const Index out : kSizes) {

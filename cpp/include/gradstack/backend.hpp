@@ -29,6 +29,8 @@ template <class T> struct Gemm {
   Index a_row = 0, a_col = 1, a_seg = 0;
   const T* b = nullptr;
   Index ldb = 0, b_seg = 0;
+  // Not null: row k of B is at b + b_rows[k], in one segment, with a_col = 1 and ldb = 0.
+  const Index* b_rows = nullptr;
   T* c = nullptr;
   Index ldc = 0;
   Index blocks = 1, b_block = 0, c_block = 0;

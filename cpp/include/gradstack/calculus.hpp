@@ -27,18 +27,27 @@ template <class T> class Jacobian {
   void evaluate(const T* w, const std::vector<RowSource>& x, Index count, T* jacobian, int threads);
 
  private:
-  void chunk(Plan<T>& plan, Run<T> run, const std::vector<RowSource>& x, Index first, Index count,
+  // What one worker computes with.
+  struct Desk {
+    std::unique_ptr<Plan<T>> plan;
+    std::vector<T> above, active, size;  // see through_linear
+    std::vector<Index> rows, n_active;
+  };
+  void chunk(Desk& desk, Run<T> run, const std::vector<RowSource>& x, Index first, Index count,
              T* to);
   void forward_mode(Plan<T>& plan, const Run<T>& run, T* to);
-  void reverse_mode(Plan<T>& plan, const Run<T>& run, T* to);
-  std::vector<std::unique_ptr<Plan<T>>>& plans(Index capacity, int workers);
+  std::vector<Desk>& desks(Index capacity, int workers);
+  void reverse_mode(Desk& desk, const Run<T>& run, T* to);
+  void through_linear(Desk& desk, const T* w, Index samples, T* to);
+  void find_active(Desk& desk, Index s, Index inner);
 
   std::shared_ptr<const Graph> graph_;
   const Kernels<T>& kernels_;
   int wrt_, output_;
   Index in_, out_;
   bool forward_mode_;
-  std::vector<std::unique_ptr<Plan<T>>> single_, blocks_;  // for one sample; for blocks of samples
+  int linear_ = -1;  // the block through which alone the variable acts, if linear and dense
+  std::vector<Desk> single_, blocks_;  // for one sample; for blocks of samples
 };
 
 // Quantities of the per-sample gradients g_b = dL(x_b, y_b, w)/dw (not divided by B).

@@ -73,6 +73,7 @@ template <class T> class Updater {
     int parameter;
     Index offset, n;
   };
+  void clip_value(T* g, Index n) const;
   void clip_norm(const Worker& worker, T* g);
 
   const Graph& graph_;

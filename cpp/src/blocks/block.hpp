@@ -101,7 +101,7 @@ std::unique_ptr<Block<T>> make_nearest(Geometry<T> g, In<T> in, Variable<T>* out
                                        Variable<T>* chosen, const Parameter* weight, int weight_id,
                                        bool want_dw, bool accumulate_dw, Arena& arena);
 template <class T>
-std::unique_ptr<Block<T>> make_opaque(Geometry<T> g, In<T> in, Variable<T>* out,
-                                      const OpaqueFunction* f, Arena& arena);
+std::unique_ptr<Block<T>> make_opaque(Geometry<T> g, In<T> in, Variable<T>* out, const Stage& stage,
+                                      Arena& arena);
 
 }  // namespace gradstack

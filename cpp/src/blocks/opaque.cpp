@@ -1,6 +1,8 @@
 // A block implemented by the user (a Python module): rows in, rows out, called by one worker for
 // the whole batch.
+#include <algorithm>
 #include <stdexcept>
+#include <string>
 
 #include "block.hpp"
 
@@ -9,11 +11,12 @@ namespace {
 
 template <class T> class Opaque final : public Block<T> {
  public:
-  Opaque(Geometry<T> geometry, In<T> in, Variable<T>* out, const OpaqueFunction* f, Arena& arena)
+  Opaque(Geometry<T> geometry, In<T> in, Variable<T>* out, const Stage& stage, Arena& arena)
       : Block<T>(geometry),
         in_(in),
         out_(out),
-        f_(*f),
+        stage_(stage),
+        f_(*stage.opaque),
         samples_(geometry.blocks() * geometry.lanes()),
         x_(arena.allocate<T>(samples_ * in.v->d)),
         dx_(arena.allocate<T>(samples_ * in.v->d)),
@@ -41,23 +44,35 @@ template <class T> class Opaque final : public Block<T> {
   void push(const Run<T>& run, const Worker& worker) override {
     if (!out_->tangent) return;
     once(run, worker, [&](Index count) {
-      to_rows(in_.v->value, in_.v->d, x_);
-      to_rows(in_.v->tangent, in_.v->d, dx_);
-      f_.jvp(count, in_.v->d, out_->d, x_, dx_, y_);
+      const Index n = in_.v->d;
+      if (out_->second) refuse_second_order();
+      to_rows(in_.v->tangent, n, dx_);
+      // No perturbation in, none out: a block before all that moves needs no jvp.
+      if (std::all_of(dx_, dx_ + count * n, [](T dx) { return dx == T(0); })) {
+        std::fill(out_->tangent, out_->tangent + samples_ * out_->d, T(0));
+        return;
+      }
+      to_rows(in_.v->value, n, x_);
+      f_.jvp(count, n, out_->d, x_, dx_, y_);
       from_rows(y_, out_->d, out_->tangent);
-      if (out_->second) throw std::invalid_argument(kFirstOrder);
     });
   }
 
   void backward_jet(const Run<T>& run, const Worker& worker) override {
-    once(run, worker, [](Index) { throw std::invalid_argument(kFirstOrder); });
+    if (!in_.v->grad) return;
+    // Only along a perturbation would its second derivative be needed.
+    if (!in_.v->tangent) return backward_data(run, worker);
+    once(run, worker, [this](Index) { refuse_second_order(); });
   }
 
  private:
   using Block<T>::g;
-  static constexpr const char* kFirstOrder =
-      "a block defined in Python has first derivatives only: second-order quantities need blocks "
-      "of the library";
+
+  [[noreturn]] void refuse_second_order() const {
+    throw std::invalid_argument("block '" + stage_.name +
+                                "' is written in Python and has first derivatives only: "
+                                "second-order quantities need blocks of the library");
+  }
 
   template <class F> void once(const Run<T>& run, const Worker& worker, F&& f) const {
     if (!worker.leader() || run.error->stopped()) return;
@@ -98,6 +113,7 @@ template <class T> class Opaque final : public Block<T> {
 
   In<T> in_;
   Variable<T>* out_;
+  const Stage& stage_;
   const OpaqueFunction& f_;
   Index samples_;
   T *x_, *dx_, *y_;
@@ -106,14 +122,14 @@ template <class T> class Opaque final : public Block<T> {
 }  // namespace
 
 template <class T>
-std::unique_ptr<Block<T>> make_opaque(Geometry<T> g, In<T> in, Variable<T>* out,
-                                      const OpaqueFunction* f, Arena& arena) {
-  return std::make_unique<Opaque<T>>(g, in, out, f, arena);
+std::unique_ptr<Block<T>> make_opaque(Geometry<T> g, In<T> in, Variable<T>* out, const Stage& stage,
+                                      Arena& arena) {
+  return std::make_unique<Opaque<T>>(g, in, out, stage, arena);
 }
 
 template std::unique_ptr<Block<float>> make_opaque(Geometry<float>, In<float>, Variable<float>*,
-                                                   const OpaqueFunction*, Arena&);
+                                                   const Stage&, Arena&);
 template std::unique_ptr<Block<double>> make_opaque(Geometry<double>, In<double>, Variable<double>*,
-                                                    const OpaqueFunction*, Arena&);
+                                                    const Stage&, Arena&);
 
 }  // namespace gradstack

@@ -63,6 +63,7 @@ GS_INLINE Gemm<T> slice(const Gemm<T>& g, Index m0, Index m, const Chunk& chunk)
   part.a += m0 * g.a_row + chunk.segment * g.a_seg + chunk.k0 * g.a_col;
   part.b += chunk.segment * g.b_seg + chunk.k0 * g.ldb;
   part.c += m0 * g.ldc;
+  if (g.b_rows != nullptr) part.b_rows += chunk.k0;
   if (chunk.segment > 0 || chunk.k0 > 0) {
     part.accumulate = true;
     part.bias = nullptr;
@@ -75,11 +76,13 @@ GS_INLINE Gemm<T> slice(const Gemm<T>& g, Index m0, Index m, const Chunk& chunk)
 // All tiles of a product whose pieces are in cache.
 template <class T> void sweep(const Gemm<T>& g, bool slivers) {
   using Shape = GemmShape<T>;
-  const bool along_k = !slivers && g.a_col == 1;
+  const TileForm form = slivers || g.a_col != 1 ? TileForm::kAcross
+                        : g.b_rows != nullptr   ? TileForm::kGathered
+                                                : TileForm::kAlong;
   const TileInit init = g.accumulate        ? TileInit::kAccumulate
                         : g.bias != nullptr ? TileInit::kBias
                                             : TileInit::kZero;
-  TileStrides strides{g.k, g.segments, g.a_row, g.a_col, g.a_seg, g.ldb, g.b_seg, g.ldc};
+  TileStrides strides{g.k, g.segments, g.a_row, g.a_col, g.a_seg, g.ldb, g.b_seg, g.ldc, g.b_rows};
   for (Index block = 0; block < g.blocks; ++block) {
     for (Index n0 = 0; n0 < g.n; n0 += Shape::kPanel) {
       const Index n_end = g.n - n0 < Shape::kPanel ? g.n : n0 + Shape::kPanel;
@@ -93,7 +96,7 @@ template <class T> void sweep(const Gemm<T>& g, bool slivers) {
           strides.a_col = rows;
           strides.a_seg = rows * g.k;
         }
-        const auto& by_width = kTiles<T>.entry[along_k ? 1 : 0][rows - 1];
+        const auto& by_width = kTiles<T>.entry[static_cast<int>(form)][rows - 1];
         for (Index n = n0; n < n_end; n += Shape::kStrip) {
           const Index width = n_end - n < Shape::kStrip ? n_end - n : Shape::kStrip;
           const Index vecs = (width + Vec<T>::size - 1) / Vec<T>::size;

@@ -25,7 +25,13 @@ struct TileStrides {
   Index a_row, a_col, a_seg;
   Index ldb, b_seg;
   Index ldc;
+  const Index* b_rows;
 };
+
+// How a tile walks its operands: the elements of a column of A are neighbours (a_row = 1); or those
+// of a row (a_col = 1); or those of a row, and B's rows lie where b_rows says.
+enum class TileForm { kAcross, kAlong, kGathered };
+inline constexpr int kTileForms = 3;
 
 enum class TileInit { kZero, kBias, kAccumulate };
 
@@ -37,12 +43,12 @@ template <bool kPartial, class T> GS_INLINE Vec<T> load_columns(const T* p, Inde
   }
 }
 
-// C[kRows][kVecs vectors] of one tile; the last vector has `tail` columns when kPartial. Either the
-// elements of a row of A are neighbours (kAlongK, a_col = 1), or those of a column (a_row = 1).
-template <class T, int kRows, int kVecs, bool kPartial, bool kAlongK>
+// C[kRows][kVecs vectors] of one tile; the last vector has `tail` columns when kPartial.
+template <class T, int kRows, int kVecs, bool kPartial, TileForm kForm>
 void tile(const TileStrides& s, const T* a, const T* b, T* c, Index tail, TileInit init,
           const T* bias) {
   using V = Vec<T>;
+  constexpr bool kAlongK = kForm != TileForm::kAcross;
   V sum[kRows][kVecs];
   if (init == TileInit::kAccumulate) {
 #pragma GCC unroll 16
@@ -75,6 +81,7 @@ void tile(const TileStrides& s, const T* a, const T* b, T* c, Index tail, TileIn
     for (int r = 0; r < kBases; ++r) base[r] = a_k + 3 * r * s.a_row;
 #pragma GCC unroll 4
     for (Index k = 0; k < s.k; ++k) {
+      if constexpr (kForm == TileForm::kGathered) b_k = b + s.b_rows[k];
       V b_row[kVecs];
 #pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) {
@@ -116,25 +123,26 @@ using TileFunction = void (*)(const TileStrides&, const T*, const T*, T*, Index,
 
 // The microkernels of every tile height and width, with whole and with partial last vectors.
 template <class T> struct TileTable {
-  // [along k][rows - 1][vectors - 1][partial]
-  TileFunction<T> entry[2][Tile::kRows][Tile::kVecs][2];
+  // [form][rows - 1][vectors - 1][partial]
+  TileFunction<T> entry[kTileForms][Tile::kRows][Tile::kVecs][2];
 
   constexpr TileTable() : entry{} { fill_rows<Tile::kRows>(); }
 
  private:
   template <int kRows> constexpr void fill_rows() {
     if constexpr (kRows > 0) {
-      fill_vecs<kRows, Tile::kVecs>();
+      fill_vecs<kRows, Tile::kVecs, TileForm::kAcross>();
+      fill_vecs<kRows, Tile::kVecs, TileForm::kAlong>();
+      fill_vecs<kRows, Tile::kVecs, TileForm::kGathered>();
       fill_rows<kRows - 1>();
     }
   }
-  template <int kRows, int kVecs> constexpr void fill_vecs() {
+  template <int kRows, int kVecs, TileForm kForm> constexpr void fill_vecs() {
     if constexpr (kVecs > 0) {
-      entry[0][kRows - 1][kVecs - 1][0] = tile<T, kRows, kVecs, false, false>;
-      entry[0][kRows - 1][kVecs - 1][1] = tile<T, kRows, kVecs, true, false>;
-      entry[1][kRows - 1][kVecs - 1][0] = tile<T, kRows, kVecs, false, true>;
-      entry[1][kRows - 1][kVecs - 1][1] = tile<T, kRows, kVecs, true, true>;
-      fill_vecs<kRows, kVecs - 1>();
+      auto& of_size = entry[static_cast<int>(kForm)][kRows - 1][kVecs - 1];
+      of_size[0] = tile<T, kRows, kVecs, false, kForm>;
+      of_size[1] = tile<T, kRows, kVecs, true, kForm>;
+      fill_vecs<kRows, kVecs - 1, kForm>();
     }
   }
 };

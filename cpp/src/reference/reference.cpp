@@ -22,7 +22,8 @@ template <class T> void gemm(const Gemm<T>& g) {
         for (Index segment = 0; segment < g.segments; ++segment) {
           const T* a = g.a + m * g.a_row + segment * g.a_seg;
           const T* b = b_block + n + segment * g.b_seg;
-          for (Index k = 0; k < g.k; ++k) sum += a[k * g.a_col] * b[k * g.ldb];
+          for (Index k = 0; k < g.k; ++k)
+            sum += a[k * g.a_col] * b[g.b_rows != nullptr ? g.b_rows[k] : k * g.ldb];
         }
         c_block[m * g.ldc + n] = sum;
       }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -170,16 +170,27 @@ class FastJacobian:
 
     def run(self, x: Any, out: Any) -> Array | None:
         """The Jacobian, or None when the arguments need the general path."""
-        if out is not None or type(x) is not np.ndarray or x.dtype is not self.dtype:
-            return None
-        if not x.flags.c_contiguous:
+        if type(x) is not np.ndarray or x.dtype is not self.dtype or not x.flags.c_contiguous:
             return None
         shape = x.shape
         result: Array
+        lead: tuple[int, ...] = ()
         if shape == self.sample:
-            result = self.evaluate(self.w, [x.reshape(1, self.size)])[0]
-            return result
-        if shape and shape[0] and shape[1:] == self.sample:
-            result = self.evaluate(self.w, [x.reshape(shape[0], self.size)])
-            return result
-        return None
+            rows = x.reshape(1, self.size)
+        elif shape and shape[0] and shape[1:] == self.sample:
+            rows, lead = x.reshape(shape[0], self.size), shape[:1]
+        else:
+            return None
+        if out is None:
+            result = self.evaluate(self.w, [rows])
+            return result if lead else cast(Array, result[0])
+        if type(out) is not np.ndarray or out.shape != (*lead, self.rows, self.columns):
+            return None
+        flags = out.flags
+        if out.dtype is not self.dtype or not (flags.c_contiguous and flags.writeable):
+            return None
+        if np.may_share_memory(out, x):
+            return None
+        self.evaluate(self.w, [rows], out if lead else out.reshape(1, self.rows, self.columns))
+        result = out
+        return result

@@ -27,6 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_predict(commands)
     _add_evaluate(commands)
+    _add_inspect(commands)
     _add_info(commands)
     return parser
 
@@ -149,6 +150,27 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("model", metavar="MODEL", help="file written by gradstack train")
     _add_data(parser)
     parser.add_argument("--target", metavar="COL", help="default: the column trained on")
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "inspect",
+        "draw a saved model and list its blocks",
+        "Writes the block diagram as SVG and prints one line per block: what it computes, from "
+        "which variables, its shape and its parameters.",
+        "gradstack.cli._inspect",
+    )
+    parser.add_argument("model", metavar="MODEL", help="a .safetensors file")
+    parser.add_argument(
+        "--out", metavar="FILE", help="where to save the diagram (default: named after the model)"
+    )
+    parser.add_argument(
+        "--view",
+        choices=["blocks", "average", "units"],
+        default="blocks",
+        help="what to draw (default: %(default)s)",
+    )
 
 
 def _add_info(commands: Any) -> None:

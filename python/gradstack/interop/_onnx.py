@@ -22,7 +22,7 @@ _IR_VERSION = 8
 _MAX_BYTES = 2**31 - 1
 
 
-def export_onnx(net: Module, path: str | os.PathLike[str]) -> None:
+def export_onnx(net: Module, path: str | os.PathLike[str], *, simplify: bool = False) -> None:
     """Write a net as an ONNX model for inference.
 
     Inputs and outputs are named after the graph's stages and have a first axis ``batch`` of any
@@ -36,6 +36,9 @@ def export_onnx(net: Module, path: str | os.PathLike[str]) -> None:
         trained or traced (``net.trace(sample_shape)``).
     path : path-like
         The file, usually ``*.onnx``.
+    simplify : bool
+        Export ``gs.simplify(net)``: the same function with fewer blocks, compared with the net
+        before it is written. Outputs are then named after the blocks that are left.
 
     Raises
     ------
@@ -60,6 +63,10 @@ def export_onnx(net: Module, path: str | os.PathLike[str]) -> None:
         import onnx
     except ImportError:
         raise ImportError("export_onnx needs the package onnx: pip install onnx") from None
+    if simplify:
+        from gradstack._simplify import simplify as simplify_net
+
+        net = simplify_net(net)
     model = build_model(net)
     if model.ByteSize() > _MAX_BYTES:
         raise ValueError(f"the model has {model.ByteSize()} bytes, ONNX files hold {_MAX_BYTES}")

@@ -144,6 +144,10 @@ def keeps_shape(module: Module) -> bool:
 class ModuleList(_Numbered):
     """Modules in a list, registered, for use inside ``forward``.
 
+    Parameters
+    ----------
+    modules : iterable of Module
+
     Examples
     --------
     >>> from gradstack import nn
@@ -207,7 +211,13 @@ class _Branches(Module):
 
 
 class Add(_Branches):
-    """Sum of several modules applied to the same input: m0(x) + m1(x) + ..."""
+    """Sum of several modules applied to the same input: m0(x) + m1(x) + ...
+
+    Parameters
+    ----------
+    *modules : Module
+        At least one; their outputs have one shape.
+    """
 
     def forward(self, x: Any) -> Any:
         """Sum of the branches."""
@@ -218,7 +228,13 @@ class Add(_Branches):
 
 
 class Concat(_Branches):
-    """Outputs of several modules applied to the same input, side by side."""
+    """Outputs of several modules applied to the same input, side by side.
+
+    Parameters
+    ----------
+    *modules : Module
+        At least one.
+    """
 
     def forward(self, x: Any) -> Any:
         """Outputs of the branches, side by side."""
@@ -227,6 +243,11 @@ class Concat(_Branches):
 
 class Residual(Module):
     """x + f(x), where f is a module (or several, applied one after the other).
+
+    Parameters
+    ----------
+    *modules : Module
+        The output of the last has the shape of x.
 
     Examples
     --------

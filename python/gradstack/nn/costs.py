@@ -42,6 +42,11 @@ class SquaredError(TableCost):
     """Squared distance, L = sum_i (y[i] - ybar[i])^2: summed over components, no factor 1/2.
 
     Without target (y=None) it trains ``nn.NearestNeighbour``: L = ||x - w_k||^2 for the nearest k.
+
+    Parameters
+    ----------
+    reduction : str
+        "mean" (over samples) or "sum".
     """
 
     def __init__(self, *, reduction: str = "mean") -> None:
@@ -49,28 +54,56 @@ class SquaredError(TableCost):
 
 
 class MSELoss(TableCost):
-    """Mean squared error, L = mean_i (ybar[i] - y[i])^2."""
+    """Mean squared error, L = mean_i (ybar[i] - y[i])^2.
+
+    Parameters
+    ----------
+    reduction : str
+        "mean" (over samples) or "sum".
+    """
 
     def __init__(self, *, reduction: str = "mean") -> None:
         super().__init__(reduction)
 
 
 class L1Loss(TableCost):
-    """Mean absolute error, L = mean_i |ybar[i] - y[i]|."""
+    """Mean absolute error, L = mean_i |ybar[i] - y[i]|.
+
+    Parameters
+    ----------
+    reduction : str
+        "mean" (over samples) or "sum".
+    """
 
     def __init__(self, *, reduction: str = "mean") -> None:
         super().__init__(reduction)
 
 
 class SmoothL1Loss(TableCost):
-    """L = mean_i of e^2 / (2 beta) where |e| < beta, else |e| - beta / 2; e = ybar[i] - y[i]."""
+    """L = mean_i of e^2 / (2 beta) where |e| < beta, else |e| - beta / 2; e = ybar[i] - y[i].
+
+    Parameters
+    ----------
+    beta : float
+        Where the parabola ends; 0 is `L1Loss`.
+    reduction : str
+        "mean" (over samples) or "sum".
+    """
 
     def __init__(self, beta: float = 1.0, *, reduction: str = "mean") -> None:
         super().__init__(reduction, beta=as_number(beta, "beta", low=0.0))
 
 
 class HuberLoss(TableCost):
-    """L = mean_i of e^2 / 2 where |e| < delta, else delta (|e| - delta / 2); e = ybar[i] - y[i]."""
+    """L = mean_i of e^2 / 2 where |e| < delta, else delta (|e| - delta / 2); e = ybar[i] - y[i].
+
+    Parameters
+    ----------
+    delta : float
+        Above 0: where the parabola ends, and the slope beyond.
+    reduction : str
+        "mean" (over samples) or "sum".
+    """
 
     def __init__(self, delta: float = 1.0, *, reduction: str = "mean") -> None:
         super().__init__(reduction, delta=_positive(delta, "delta"))
@@ -125,6 +158,11 @@ class BCELoss(TableCost):
     """Binary cross entropy of probabilities, L = -mean_i (y log ybar + (1 - y) log(1 - ybar)).
 
     Logarithms are bounded below by -100, as PyTorch's.
+
+    Parameters
+    ----------
+    reduction : str
+        "mean" (over samples) or "sum".
     """
 
     def __init__(self, *, reduction: str = "mean") -> None:
@@ -138,7 +176,13 @@ class BCELoss(TableCost):
 
 
 class BCEWithLogitsLoss(TableCost):
-    """Binary cross entropy of logits, L = mean_i (log(1 + exp(ybar)) - y ybar)."""
+    """Binary cross entropy of logits, L = mean_i (log(1 + exp(ybar)) - y ybar).
+
+    Parameters
+    ----------
+    reduction : str
+        "mean" (over samples) or "sum".
+    """
 
     def __init__(self, *, reduction: str = "mean") -> None:
         super().__init__(reduction)
@@ -207,7 +251,15 @@ class KLDivLoss(TableCost):
 
 
 class HingeEmbeddingLoss(TableCost):
-    """L = mean_i of ybar where y = 1, and max(0, margin - ybar) where y = -1."""
+    """L = mean_i of ybar where y = 1, and max(0, margin - ybar) where y = -1.
+
+    Parameters
+    ----------
+    margin : float
+        Distance beyond which a pair with y = -1 costs nothing.
+    reduction : str
+        "mean" (over samples) or "sum".
+    """
 
     def __init__(self, margin: float = 1.0, *, reduction: str = "mean") -> None:
         super().__init__(reduction, margin=as_number(margin, "margin"))
@@ -224,6 +276,8 @@ class ZeroOneLoss(TableCost):
     weight : array_like, (C,), optional
         Class weights w; the average divides by the sum of their w[y]. With w inversely proportional
         to the classes' frequencies the loss is 1 - balanced accuracy.
+    reduction : str
+        "mean" (over samples) or "sum".
     """
 
     def __init__(self, weight: Any = None, *, reduction: str = "mean") -> None:
@@ -231,7 +285,15 @@ class ZeroOneLoss(TableCost):
 
 
 class QuantileLoss(TableCost):
-    """Pinball loss, L = mean_i max(q e, (q - 1) e) with e = y[i] - ybar[i]; 0 < q < 1."""
+    """Pinball loss, L = mean_i max(q e, (q - 1) e) with e = y[i] - ybar[i].
+
+    Parameters
+    ----------
+    q : float
+        In (0, 1): the quantile that has the lowest loss.
+    reduction : str
+        "mean" (over samples) or "sum".
+    """
 
     def __init__(self, q: float = 0.5, *, reduction: str = "mean") -> None:
         number = as_number(q, "q", low=0.0, high=1.0)

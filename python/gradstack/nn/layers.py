@@ -11,13 +11,8 @@ from gradstack import _random
 from gradstack._arrays import as_count, as_number, as_real
 from gradstack._flat import FLOATS, Parameter
 from gradstack._trace import ShapeError, Tracer, Var
-from gradstack.nn.module import (
-    Array,
-    Layer,
-    SampleHint,
-    require_features,
-    require_variable,
-)
+from gradstack.nn.layer import Layer, require_features, require_variable
+from gradstack.nn.module import Array, SampleHint
 
 
 def net_dtype(dtype: Any) -> np.dtype[Any]:
@@ -140,8 +135,10 @@ def _as_mask(mask: Any, shape: tuple[int, int]) -> Array:
 class Flatten(Layer):
     """Put all values of a sample in one axis.
 
-    ``start_dim`` and ``end_dim`` are accepted as PyTorch's defaults only (1 and -1, counting the
-    batch axis).
+    Parameters
+    ----------
+    start_dim, end_dim : int
+        PyTorch's defaults only, 1 and -1, counting the batch axis.
     """
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
@@ -173,6 +170,13 @@ class Dropout(Layer):
 
     The pattern depends on the seed, the step and the sample alone, never on threads. In evaluation
     mode the block is the identity.
+
+    Parameters
+    ----------
+    p : float
+        In [0, 1].
+    inplace : bool
+        Accepted as PyTorch's; without effect.
     """
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
@@ -224,13 +228,25 @@ def over_features(kind: str, x: Var, name: str, block: Any) -> Var:
 
 
 class Softmax(_OverFeatures):
-    """z[i] = exp(s[i]) / sum_j exp(s[j])."""
+    """z[i] = exp(s[i]) / sum_j exp(s[j]).
+
+    Parameters
+    ----------
+    dim : int or None
+        The features, which are all there is in a sample: -1, 1 or None.
+    """
 
     _kind = "softmax"
 
 
 class LogSoftmax(_OverFeatures):
-    """z[i] = s[i] - log sum_j exp(s[j])."""
+    """z[i] = s[i] - log sum_j exp(s[j]).
+
+    Parameters
+    ----------
+    dim : int or None
+        The features, which are all there is in a sample: -1, 1 or None.
+    """
 
     _kind = "log_softmax"
 
@@ -273,7 +289,7 @@ class NearestNeighbour(Layer):
         super().__init__()
         self.in_features = as_count(in_features, "in_features")
         kind = net_dtype(dtype)
-        if hasattr(prototypes, "__index__") or np.ndim(prototypes) == 0:
+        if np.ndim(prototypes) == 0:
             shape = (as_count(prototypes, "prototypes"), self.in_features)
             values = _random.resolve(generator).standard_normal(shape)
         else:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gradstack import _compiled, _flat
 from gradstack._arrays import as_real, as_shape, cast
 from gradstack._flat import Parameter, clock
-from gradstack._trace import ShapeError, TraceError, Tracer, Var, find_var
+from gradstack._trace import Tracer, find_var
 from gradstack.nn.state import LoadResult, load_state, state_slots
 
 Array = npt.NDArray[Any]
@@ -498,37 +498,3 @@ class Module(metaclass=_ModuleMeta):
             return f"{type(self).__name__}({extra})"
         body = "\n  ".join([extra, *lines] if extra else lines)
         return f"{type(self).__name__}(\n  {body}\n)"
-
-
-class Layer(Module):
-    """Base class of the built-in blocks, which enter a graph as one stage."""
-
-    def forward(self, x: Any) -> Any:
-        """Apply the block; the same as calling it."""
-        return self(x)
-
-    def _enter(self, tracer: Tracer, *xs: Any) -> Var:
-        raise NotImplementedError
-
-
-def require_variable(module: Module, xs: tuple[Any, ...]) -> Var:
-    """The one variable that a built-in layer takes."""
-    if len(xs) != 1 or not isinstance(xs[0], Var):
-        got = ", ".join(type(x).__name__ for x in xs)
-        raise TraceError(f"[{type(module).__name__}] takes one variable, got ({got})")
-    return xs[0]
-
-
-def require_features(module: Module, x: Var, expected: int, block: str) -> None:
-    """Check that `x` has one axis of `expected` features."""
-    owner = type(module).__name__
-    where = "" if block == owner.lower() else f" (block {block!r})"
-    if len(x.shape) != 1:
-        raise ShapeError(
-            f"[{owner}] x has shape {x.shape} per sample, expected ({expected},): flatten it "
-            f"first{where}"
-        )
-    if x.shape[0] != expected:
-        raise ShapeError(
-            f"[{owner}] x has {x.shape[0]} features per sample, expected {expected}{where}"
-        )

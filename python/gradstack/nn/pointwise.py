@@ -9,7 +9,7 @@ from typing import Any
 from gradstack import _pointwise
 from gradstack._pointwise import Op
 from gradstack._trace import Tracer, Var, find_var
-from gradstack.nn.module import Layer, require_variable
+from gradstack.nn.layer import Layer, require_variable
 
 
 class PointwiseModule(Layer):

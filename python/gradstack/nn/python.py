@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from gradstack._trace import ShapeError, TraceError, Tracer, Var
-from gradstack.nn.module import Array, Layer, Module, require_variable
+from gradstack.nn.layer import Layer, require_variable
+from gradstack.nn.module import Array, Module
 
 
 class OpaqueBlock:

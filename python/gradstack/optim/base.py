@@ -54,6 +54,21 @@ class Optimizer:
     """Base class of the optimisers. An optimiser owns its state, for one net.
 
     A second ``gs.fit`` of the same net with the same object continues where the first one ended.
+    Not made by itself: the subclasses say what their arguments mean.
+
+    Parameters
+    ----------
+    lr : float or callable
+        Learning rate, or a function of the step, which starts at 0.
+    clip_norm : float, optional
+        The gradient is multiplied by clip_norm / (norm + 1e-6) where that is below 1, as by
+        PyTorch's ``clip_grad_norm_``.
+    clip_value : float, optional
+        Before that, every entry of the gradient is clamped to [-clip_value, clip_value].
+    decay_bias : bool
+        False keeps weight decay off the biases.
+    arguments : dict
+        The subclass's own arguments, by name.
 
     Attributes
     ----------

@@ -42,6 +42,10 @@ class LBFGS(PythonOptimizer):
         Pairs of steps and gradient differences kept.
     line_search_fn : str, optional
         "strong_wolfe", or None for steps of length `lr`.
+    clip_norm, clip_value : float, optional
+        Limits of every gradient; the line search then sees another slope than the loss has.
+    decay_bias : bool
+        Without effect: nothing decays.
 
     Examples
     --------

@@ -52,9 +52,9 @@ class PythonOptimizer(Optimizer):
         if self.clip_value is not None:
             np.clip(g, -self.clip_value, self.clip_value, out=g)
         if self.clip_norm is not None:
-            norm = float(np.linalg.norm(g.astype(np.float64)))
-            if norm > self.clip_norm:
-                g *= g.dtype.type(self.clip_norm / (norm + 1e-6))
+            scale = self.clip_norm / (float(np.linalg.norm(g.astype(np.float64))) + 1e-6)
+            if scale < 1:
+                g *= g.dtype.type(scale)
         return g
 
     def _step(self, problem: Problem, w: Array, lr: float) -> float:

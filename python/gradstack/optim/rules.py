@@ -1,8 +1,10 @@
 """First-order optimisers, with PyTorch's formulas, names and defaults.
 
-All take ``clip_norm`` and ``clip_value`` (the gradient is scaled to at most this L2 norm, or
-clamped entry by entry; value first), and ``decay_bias=False`` keeps weight decay off the biases. An
-entry of the core's table that is not written out here gets a class with just its parameters.
+All take ``clip_value``, which clamps every entry of the gradient to [-clip_value, clip_value], and
+then ``clip_norm``, which multiplies it by clip_norm / (norm + 1e-6) where that is below 1; the norm
+is the L2 norm over all parameters that are trained. ``decay_bias=False`` keeps weight decay off the
+biases. An entry of the core's table that is not written out here gets a class with just its
+parameters.
 """
 
 from __future__ import annotations
@@ -49,7 +51,24 @@ class SGD(RuleOptimizer):
     """Gradient descent: w <- w - lr * v, with v the gradient or its momentum.
 
     v <- momentum * v + (1 - dampening) * g (the first v is g); Nesterov's variant moves along
-    g + momentum * v. ``weight_decay * w`` is added to g.
+    g + momentum * v.
+
+    Parameters
+    ----------
+    lr : float or callable
+        Learning rate, or a function of the step, which starts at 0.
+    momentum : float
+        Part of the last v that is kept.
+    dampening : float
+        Part of the gradient that does not enter v.
+    weight_decay : float
+        weight_decay * w is added to the gradient.
+    nesterov : bool
+        Needs a momentum and no dampening.
+    clip_norm, clip_value : float, optional
+        Limits of the gradient.
+    decay_bias : bool
+        False keeps weight decay off the biases.
 
     Examples
     --------
@@ -82,7 +101,25 @@ class SGD(RuleOptimizer):
 
 
 class Adam(RuleOptimizer):
-    """Adam (Kingma and Ba, 2014); ``weight_decay * w`` is added to the gradient."""
+    """Adam (Kingma and Ba, 2014).
+
+    Parameters
+    ----------
+    lr : float or callable
+        Learning rate, or a function of the step, which starts at 0.
+    betas : tuple of two floats in [0, 1)
+        Weights of the past in the running averages of the gradient and of its square.
+    eps : float
+        Added to the root of the averaged square.
+    weight_decay : float
+        weight_decay * w is added to the gradient.
+    amsgrad : bool
+        Divide by the largest average so far (Reddi et al., 2018).
+    clip_norm, clip_value : float, optional
+        Limits of the gradient.
+    decay_bias : bool
+        False keeps weight decay off the biases.
+    """
 
     def __init__(
         self,
@@ -106,7 +143,25 @@ class Adam(RuleOptimizer):
 
 
 class AdamW(RuleOptimizer):
-    """Adam with decoupled weight decay (Loshchilov and Hutter, 2017)."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2017).
+
+    Parameters
+    ----------
+    lr : float or callable
+        Learning rate, or a function of the step, which starts at 0.
+    betas : tuple of two floats in [0, 1)
+        Weights of the past in the running averages of the gradient and of its square.
+    eps : float
+        Added to the root of the averaged square.
+    weight_decay : float
+        w shrinks by lr * weight_decay * w in each step, beside the gradient's step.
+    amsgrad : bool
+        Divide by the largest average so far (Reddi et al., 2018).
+    clip_norm, clip_value : float, optional
+        Limits of the gradient.
+    decay_bias : bool
+        False keeps weight decay off the biases.
+    """
 
     def __init__(
         self,
@@ -130,7 +185,27 @@ class AdamW(RuleOptimizer):
 
 
 class RMSprop(RuleOptimizer):
-    """RMSprop (Hinton, 2012), optionally centered and with momentum."""
+    """RMSprop (Hinton, 2012): the gradient over the root of its running mean square.
+
+    Parameters
+    ----------
+    lr : float or callable
+        Learning rate, or a function of the step, which starts at 0.
+    alpha : float
+        Weight of the past in the running average of the square.
+    eps : float
+        Added to the root of the averaged square.
+    weight_decay : float
+        weight_decay * w is added to the gradient.
+    momentum : float
+        Part of the last step that is repeated.
+    centered : bool
+        Divide by the running variance instead of the mean square.
+    clip_norm, clip_value : float, optional
+        Limits of the gradient.
+    decay_bias : bool
+        False keeps weight decay off the biases.
+    """
 
     def __init__(
         self,
@@ -156,7 +231,25 @@ class RMSprop(RuleOptimizer):
 
 
 class Adagrad(RuleOptimizer):
-    """Adagrad (Duchi, Hazan and Singer, 2011)."""
+    """Adagrad (Duchi, Hazan and Singer, 2011): the gradient over the root of the sum of squares.
+
+    Parameters
+    ----------
+    lr : float or callable
+        Learning rate, or a function of the step, which starts at 0.
+    lr_decay : float
+        The rate of step t is lr / (1 + t * lr_decay).
+    weight_decay : float
+        weight_decay * w is added to the gradient.
+    initial_accumulator_value : float
+        Where the sum of squares starts.
+    eps : float
+        Added to the root of the sum.
+    clip_norm, clip_value : float, optional
+        Limits of the gradient.
+    decay_bias : bool
+        False keeps weight decay off the biases.
+    """
 
     def __init__(
         self,
@@ -182,7 +275,23 @@ class Adagrad(RuleOptimizer):
 
 
 class Adadelta(RuleOptimizer):
-    """Adadelta (Zeiler, 2012)."""
+    """Adadelta (Zeiler, 2012): steps in the units of w, from running mean squares of steps and g.
+
+    Parameters
+    ----------
+    lr : float or callable
+        Learning rate, or a function of the step, which starts at 0.
+    rho : float
+        In [0, 1]: weight of the past in the running averages.
+    eps : float
+        Added to both averages before their roots.
+    weight_decay : float
+        weight_decay * w is added to the gradient.
+    clip_norm, clip_value : float, optional
+        Limits of the gradient.
+    decay_bias : bool
+        False keeps weight decay off the biases.
+    """
 
     def __init__(
         self,
@@ -204,7 +313,27 @@ class Adadelta(RuleOptimizer):
 
 
 class NAdam(RuleOptimizer):
-    """Adam with Nesterov momentum (Dozat, 2016)."""
+    """Adam with Nesterov momentum (Dozat, 2016).
+
+    Parameters
+    ----------
+    lr : float or callable
+        Learning rate, or a function of the step, which starts at 0.
+    betas : tuple of two floats in [0, 1)
+        Weights of the past in the running averages of the gradient and of its square.
+    eps : float
+        Added to the root of the averaged square.
+    weight_decay : float
+        weight_decay * w is added to the gradient, or taken as in `AdamW` if decoupled.
+    momentum_decay : float
+        How fast the momentum approaches betas[0].
+    decoupled_weight_decay : bool
+        Let w shrink by lr * weight_decay * w beside the gradient's step.
+    clip_norm, clip_value : float, optional
+        Limits of the gradient.
+    decay_bias : bool
+        False keeps weight decay off the biases.
+    """
 
     def __init__(
         self,
@@ -230,7 +359,21 @@ class NAdam(RuleOptimizer):
 
 
 class Lion(RuleOptimizer):
-    """Lion (Chen et al., 2023): steps of size lr along the sign of a momentum; decoupled decay."""
+    """Lion (Chen et al., 2023): steps of size lr along the sign of a momentum.
+
+    Parameters
+    ----------
+    lr : float or callable
+        Learning rate, or a function of the step, which starts at 0.
+    betas : tuple of two floats in [0, 1)
+        Weights of the momentum in the direction, and of the past in the momentum.
+    weight_decay : float
+        w shrinks by lr * weight_decay * w in each step, beside the gradient's step.
+    clip_norm, clip_value : float, optional
+        Limits of the gradient.
+    decay_bias : bool
+        False keeps weight decay off the biases.
+    """
 
     def __init__(
         self,

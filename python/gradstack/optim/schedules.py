@@ -24,7 +24,18 @@ Lr = float | Callable[[int], float]
 
 
 class Schedule:
-    """A learning rate as a function of the step, defined by a formula's name and arguments."""
+    """A learning rate as a function of the step, defined by a formula's name and arguments.
+
+    Made by the functions of this module; ``schedule(step)`` is the rate. Two are equal when both
+    name and arguments are.
+
+    Parameters
+    ----------
+    name : str
+        One of this module's functions.
+    **arguments
+        What it was called with.
+    """
 
     __slots__ = ("arguments", "name")
 
@@ -55,12 +66,37 @@ def _rate(value: Any, name: str = "lr") -> float:
 
 
 def constant(lr: float) -> Schedule:
-    """The same rate at every step."""
+    """The same rate at every step.
+
+    Parameters
+    ----------
+    lr : float
+
+    Returns
+    -------
+    Schedule
+        The rate as a function of the step.
+    """
     return Schedule("constant", lr=_rate(lr))
 
 
 def step(lr: float, step_size: int, gamma: float = 0.1) -> Schedule:
-    """lr * gamma ** (step // step_size)."""
+    """lr * gamma ** (step // step_size).
+
+    Parameters
+    ----------
+    lr : float
+        The rate at step 0.
+    step_size : int
+        Steps between drops.
+    gamma : float
+        Factor of each.
+
+    Returns
+    -------
+    Schedule
+        The rate as a function of the step.
+    """
     return Schedule(
         "step",
         lr=_rate(lr),
@@ -70,18 +106,61 @@ def step(lr: float, step_size: int, gamma: float = 0.1) -> Schedule:
 
 
 def multistep(lr: float, milestones: Sequence[int], gamma: float = 0.1) -> Schedule:
-    """lr * gamma ** (number of milestones reached)."""
+    """lr * gamma ** (number of milestones reached).
+
+    Parameters
+    ----------
+    lr : float
+        The rate at step 0.
+    milestones : sequence of int
+        Steps at which the rate drops.
+    gamma : float
+        Factor of each.
+
+    Returns
+    -------
+    Schedule
+        The rate as a function of the step.
+    """
     marks = tuple(sorted(as_count(m, "milestones", low=0) for m in milestones))
     return Schedule("multistep", lr=_rate(lr), milestones=marks, gamma=_rate(gamma, "gamma"))
 
 
 def exponential(lr: float, gamma: float) -> Schedule:
-    """lr * gamma ** step."""
+    """lr * gamma ** step.
+
+    Parameters
+    ----------
+    lr : float
+        The rate at step 0.
+    gamma : float
+        Factor of each step.
+
+    Returns
+    -------
+    Schedule
+        The rate as a function of the step.
+    """
     return Schedule("exponential", lr=_rate(lr), gamma=_rate(gamma, "gamma"))
 
 
 def linear(lr: float, total_steps: int, final: float = 0.0) -> Schedule:
-    """A straight line from lr to `final`, reached at `total_steps` and kept."""
+    """A straight line from lr to `final`, reached at `total_steps` and kept.
+
+    Parameters
+    ----------
+    lr : float
+        The rate at step 0.
+    total_steps : int
+        Steps until `final` is reached.
+    final : float
+        The last rate, kept from then on.
+
+    Returns
+    -------
+    Schedule
+        The rate as a function of the step.
+    """
     return Schedule(
         "linear",
         lr=_rate(lr),
@@ -91,7 +170,24 @@ def linear(lr: float, total_steps: int, final: float = 0.0) -> Schedule:
 
 
 def polynomial(lr: float, total_steps: int, power: float = 1.0, final: float = 0.0) -> Schedule:
-    """final + (lr - final) * (1 - step / total_steps) ** power, then `final`."""
+    """final + (lr - final) * (1 - step / total_steps) ** power, then `final`.
+
+    Parameters
+    ----------
+    lr : float
+        The rate at step 0.
+    total_steps : int
+        Steps until `final` is reached.
+    power : float
+        1 is a straight line.
+    final : float
+        The last rate, kept from then on.
+
+    Returns
+    -------
+    Schedule
+        The rate as a function of the step.
+    """
     return Schedule(
         "polynomial",
         lr=_rate(lr),
@@ -102,7 +198,22 @@ def polynomial(lr: float, total_steps: int, power: float = 1.0, final: float = 0
 
 
 def cosine(lr: float, total_steps: int, final: float = 0.0) -> Schedule:
-    """Half a cosine from lr to `final`, reached at `total_steps` and kept."""
+    """Half a cosine from lr to `final`, reached at `total_steps` and kept.
+
+    Parameters
+    ----------
+    lr : float
+        The rate at step 0.
+    total_steps : int
+        Steps until `final` is reached.
+    final : float
+        The last rate, kept from then on.
+
+    Returns
+    -------
+    Schedule
+        The rate as a function of the step.
+    """
     return Schedule(
         "cosine",
         lr=_rate(lr),
@@ -114,7 +225,19 @@ def cosine(lr: float, total_steps: int, final: float = 0.0) -> Schedule:
 def warmup(lr: Lr, steps: int, start: float = 0.0) -> Schedule:
     """A straight line from `start` to the first rate of `lr` during `steps`, then `lr`.
 
-    `lr` is a number or another schedule, whose step 0 is the end of the warm-up.
+    Parameters
+    ----------
+    lr : float or callable
+        A number, or another schedule, whose step 0 is the end of the warm-up.
+    steps : int
+        Length of the warm-up.
+    start : float
+        The rate at step 0.
+
+    Returns
+    -------
+    Schedule
+        The rate as a function of the step.
     """
     inner: Lr = lr if callable(lr) else _rate(lr)
     return Schedule("warmup", lr=inner, steps=as_count(steps, "steps"), start=_rate(start, "start"))
@@ -129,7 +252,25 @@ def one_cycle(
 ) -> Schedule:
     """Cosines from max_lr / div_factor up to max_lr, and down to the start over final_div_factor.
 
-    The peak is after a fraction `pct_start` of the steps (Smith and Topin, 2018).
+    Smith and Topin, 2018.
+
+    Parameters
+    ----------
+    max_lr : float
+        The peak.
+    total_steps : int
+        At least 2.
+    pct_start : float
+        In [0, 1]: the fraction of the steps before the peak.
+    div_factor : float
+        The rate starts at max_lr / div_factor.
+    final_div_factor : float
+        It ends at the start's rate over final_div_factor.
+
+    Returns
+    -------
+    Schedule
+        The rate as a function of the step.
     """
     return Schedule(
         "one_cycle",
