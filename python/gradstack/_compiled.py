@@ -17,7 +17,7 @@ import numpy.typing as npt
 from gradstack import _core, _random
 from gradstack._arrays import as_dtype, as_real, as_vector
 from gradstack._flat import FLOATS, clock
-from gradstack._trace import Shape, ShapeError, TraceError, input_names, trace
+from gradstack._trace import Shape, ShapeError, TraceError, forward_parameters, input_names, trace
 
 if TYPE_CHECKING:
     from gradstack.nn.module import Module
@@ -193,9 +193,7 @@ def split_inputs(net: Module, x: Any) -> tuple[Any, ...]:
     if not isinstance(x, tuple):
         return (x,)
     if len(x) != 1:
-        import inspect
-
-        kinds = [p.kind for p in inspect.signature(net.forward).parameters.values()]
+        kinds = [p.kind for p in forward_parameters(net)]
         if len(kinds) == 1 and kinds[0].name != "VAR_POSITIONAL":
             return (x,)  # one input, given as a tuple of numbers
     return x

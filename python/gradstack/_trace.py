@@ -6,6 +6,8 @@ axis is implicit), and no values: Python code that would need values raises.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -363,17 +365,29 @@ class Tracer:
         return tuple(final), single
 
 
+@functools.lru_cache(maxsize=256)
+def _signature(forward: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
+    return tuple(inspect.signature(forward).parameters.values())
+
+
+def forward_parameters(root: Module) -> tuple[inspect.Parameter, ...]:
+    """The parameters of ``root.forward``, without self; looked up once per function."""
+    bound = getattr(root.forward, "__func__", None)
+    if bound is None:
+        return _signature(root.forward)
+    found = _signature(bound)
+    return found if found and found[0].kind is inspect.Parameter.VAR_POSITIONAL else found[1:]
+
+
 def input_names(root: Module, n: int) -> list[str]:
     """Names of the inputs: those of forward's arguments."""
-    import inspect
-
     # A net rebuilt from its graph takes any arguments, and knows what they were called.
     declared: tuple[str, ...] = getattr(root, "_input_names", ())
     if len(declared) == n:
         return list(declared)
     names = [
         p.name
-        for p in inspect.signature(root.forward).parameters.values()
+        for p in forward_parameters(root)
         if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ][:n]
     return names if len(names) == n else ["x", *(f"x{i}" for i in range(1, n))]

@@ -71,7 +71,8 @@ class Trainer:
         self._seed = as_count(seed, "seed", low=0)
         self._compiled: Compiled | None = None
         self._core: Any = None
-        self._clock = -1
+        self._built = -1  # when the core trainer was made
+        self._clock = -1  # while this is now, plain batches go to it unread
 
     def step(self, x: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Make one step on a batch (or one sample).
@@ -130,7 +131,7 @@ class Trainer:
         if isinstance(optimizer, PythonOptimizer):
             return self._python_step(optimizer, compiled, (inputs.xs, target, weight), lr)
         assert isinstance(optimizer, RuleOptimizer)
-        if self._compiled is not compiled or self._clock != clock.now:
+        if self._compiled is not compiled or self._built != clock.now:
             self._core = core_for(w.dtype).Trainer(
                 compiled.graph,
                 cost._core_cost(w.dtype),
@@ -138,6 +139,7 @@ class Trainer:
                 frozen=frozen_names(net),
             )
             self._compiled, self._w, self._dtype = compiled, w, w.dtype
+            self._built = clock.now
         plain = len(inputs.xs) == 1 and target is not None
         self._clock = clock.now if plain else -1
         self._features = inputs.xs[0].shape[1]
