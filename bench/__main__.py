@@ -69,7 +69,7 @@ def measure(arguments: argparse.Namespace) -> int:
     threads = int(arguments.threads)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
-    from bench import calculus
+    from bench import blackbox, calculus, sparse
     from bench.compare import compare
     from bench.machine import Probe
     from bench.report import as_json, print_table
@@ -87,7 +87,7 @@ def measure(arguments: argparse.Namespace) -> int:
         timings = compare(workload, threads, arguments.repeats, arguments.budget, only)
         print_table(workload, threads, timings, peak)
         results.append(as_json(workload, threads, timings, peak))
-    for case in calculus.CASES:
+    for case in [*calculus.CASES, *blackbox.CASES]:
         if arguments.only not in case.name:
             continue
         peak = probe.measure(threads)
@@ -95,6 +95,13 @@ def measure(arguments: argparse.Namespace) -> int:
         print_table(case, threads, timings, peak)
         print(f"  {verdict}")
         results.append(as_json(case, threads, timings, peak))
+    for layer in sparse.CASES:
+        if arguments.only not in layer.name:
+            continue
+        peak = probe.measure(threads)
+        timings = sparse.measure(layer, arguments.repeats, arguments.budget)
+        print_table(layer, threads, timings, peak)
+        results.append(as_json(layer, threads, timings, peak))
     arguments.child.write_text(json.dumps(results), encoding="utf-8")
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bench.calculus import Case
 from bench.machine import Peak
+from bench.sparse import SparseCase
 from bench.timing import Timing
 from bench.workloads import Workload
 
@@ -13,7 +14,7 @@ def _time(seconds: float) -> str:
 
 
 def print_table(
-    what: Workload | Case, threads: int, timings: dict[str, Timing], peak: Peak | None
+    what: Workload | Case | SparseCase, threads: int, timings: dict[str, Timing], peak: Peak | None
 ) -> None:
     """Print one workload or case: times per step, ratios to gradstack, share of the FMA peak."""
     own = timings.get("gradstack")
@@ -33,7 +34,7 @@ def print_table(
 
 
 def as_json(
-    what: Workload | Case, threads: int, timings: dict[str, Timing], peak: Peak | None
+    what: Workload | Case | SparseCase, threads: int, timings: dict[str, Timing], peak: Peak | None
 ) -> dict[str, object]:
     """Return the same as plain values."""
     return {

@@ -76,3 +76,26 @@ def test_poisson_pinn(tmp_path: pathlib.Path) -> None:
     output = run_with_picture("poisson_pinn", tmp_path)
     assert number("relative residual", output) < 5e-3
     assert number("relative error of the solution", output) < 1e-3
+
+
+def test_zero_one_loss(tmp_path: pathlib.Path) -> None:
+    output = run_with_picture("zero_one_loss", tmp_path)
+    for seed in range(3):
+        line = next(row for row in output.splitlines() if row.startswith(f"data {seed}"))
+        surrogate, search = number("the surrogate", line), number("the search", line)
+        assert search < 0.6 * surrogate
+        # What it has in view is the labels that are right.
+        assert number("among right labels \d.\d+ and", line) < 0.08
+
+
+def test_locally_connected(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("sklearn", reason="the example trains on its digits")
+    output = run_with_picture("locally_connected", tmp_path)
+    for seed in range(3):
+        accuracy = {
+            kind: number(f"seed {seed}: {kind} of \d+ parameters: accuracy", output)
+            for kind in ("patches", "dense")
+        }
+        assert accuracy["patches"] > 0.93
+        assert accuracy["patches"] > accuracy["dense"] - 0.03
+    assert number("connections present", output) < 0.15
