@@ -9,7 +9,16 @@ from bench.calculus import Array, Case, Problem
 MEMBERS = 256
 
 # What evolution strategies do all day: at least five times as fast as vmap of a functional call.
-CASES = [Case("population", (4, 64, 64, 2), "tanh", 128, peer_ratio=5)]
+CASES = [
+    Case(
+        "population",
+        (4, 64, 64, 2),
+        "tanh",
+        128,
+        peer_ratio=5,
+        against="torch.func, vmap(functional_call)",
+    )
+]
 
 
 def population(problem: Problem) -> Array:

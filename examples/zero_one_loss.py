@@ -79,7 +79,7 @@ def main() -> None:
 
 def draw(x: Array, y: Array, surrogate: nn.Module, direct: nn.Module, path: list[Array]) -> None:
     """Draw the data with both boundaries, both costs between the two nets, and the search."""
-    figure, (plane, line, course) = plt.subplots(
+    _, (plane, line, course) = plt.subplots(
         1, 3, figsize=(10, 3.1), width_ratios=[1.25, 1, 1], layout="constrained"
     )
     for label, color in ((0, "tab:orange"), (1, "tab:blue")):

@@ -85,7 +85,7 @@ def test_zero_one_loss(tmp_path: pathlib.Path) -> None:
         surrogate, search = number("the surrogate", line), number("the search", line)
         assert search < 0.6 * surrogate
         # What it has in view is the labels that are right.
-        assert number("among right labels \d.\d+ and", line) < 0.08
+        assert number(r"among right labels \d.\d+ and", line) < 0.08
 
 
 def test_locally_connected(tmp_path: pathlib.Path) -> None:
@@ -93,7 +93,7 @@ def test_locally_connected(tmp_path: pathlib.Path) -> None:
     output = run_with_picture("locally_connected", tmp_path)
     for seed in range(3):
         accuracy = {
-            kind: number(f"seed {seed}: {kind} of \d+ parameters: accuracy", output)
+            kind: number(rf"seed {seed}: {kind} of \d+ parameters: accuracy", output)
             for kind in ("patches", "dense")
         }
         assert accuracy["patches"] > 0.93
