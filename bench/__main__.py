@@ -14,6 +14,8 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from typing import Any
 
 
 def main() -> int:
@@ -69,10 +71,11 @@ def measure(arguments: argparse.Namespace) -> int:
     threads = int(arguments.threads)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
 
-    from bench import calculus, rl
+    from bench import blackbox, calculus, rl, sparse
     from bench.compare import compare
     from bench.machine import Probe
     from bench.report import as_json, print_table
+    from bench.timing import Timing
     from bench.workloads import WORKLOADS
 
     probe = Probe()
@@ -87,7 +90,10 @@ def measure(arguments: argparse.Namespace) -> int:
         timings = compare(workload, threads, arguments.repeats, arguments.budget, only)
         print_table(workload, threads, timings, peak)
         results.append(as_json(workload, threads, timings, peak))
-    cases = [(case, calculus.measure) for case in calculus.CASES]
+    cases: list[tuple[Any, Callable[..., tuple[dict[str, Timing], str]]]] = [
+        *((case, calculus.measure) for case in [*calculus.CASES, *blackbox.CASES]),
+        *((case, sparse.measure) for case in sparse.CASES),
+    ]
     if threads == 1:  # one environment at a time, small batches: nothing for a second thread
         cases += [(case, rl.measure) for case in rl.CASES]
     for case, measure_case in cases:
@@ -96,7 +102,8 @@ def measure(arguments: argparse.Namespace) -> int:
         peak = probe.measure(threads)
         timings, verdict = measure_case(case, arguments.repeats, arguments.budget, only)
         print_table(case, threads, timings, peak)
-        print(f"  {verdict}")
+        if verdict:
+            print(f"  {verdict}")
         results.append(as_json(case, threads, timings, peak))
     arguments.child.write_text(json.dumps(results), encoding="utf-8")
     return 0

@@ -60,6 +60,7 @@ class Case:
     peer_ratio: float | None = None
     cost: float | None = None
     seconds: float | None = None
+    against: str = ""  # the peer meant, where it is one of them
 
     @property
     def name(self) -> str:
@@ -166,11 +167,13 @@ def verdict(case: Case, timings: dict[str, Timing]) -> str:
     if own is None:
         return ""
     peers = {name: t for name, t in timings.items() if name.partition(",")[0] in PEER_NAMES}
+    if case.against:
+        peers = {name: t for name, t in peers.items() if name == case.against}
     if case.peer_ratio is not None and peers:
         best = min(t.best for t in peers.values()) / own.best
         median = min(t.median for t in peers.values()) / own.median
         return _line(
-            f"at least {case.peer_ratio:g}x the best peer",
+            f"at least {case.peer_ratio:g}x {case.against or 'the best peer'}",
             f"{best:.2f}x best, {median:.2f}x median",
             min(best, median) >= case.peer_ratio,
         )

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from bench import calculus, rl
+from typing import Protocol
+
 from bench.machine import Peak
 from bench.timing import Timing
 from bench.workloads import Workload
+
+
+class Named(Protocol):
+    """A workload, or a case of one of the other benchmarks."""
+
+    @property
+    def name(self) -> str:
+        """Its title."""
 
 
 def _time(seconds: float) -> str:
     return f"{1e6 * seconds:.1f} µs" if seconds < 1e-3 else f"{1e3 * seconds:.2f} ms"
 
 
-def print_table(
-    what: Workload | calculus.Case | rl.Case,
-    threads: int,
-    timings: dict[str, Timing],
-    peak: Peak | None,
-) -> None:
+def print_table(what: Named, threads: int, timings: dict[str, Timing], peak: Peak | None) -> None:
     """Print one workload or case: times per step, ratios to gradstack, share of the FMA peak."""
     own = timings.get("gradstack")
     flops = what.flops if isinstance(what, Workload) and peak else None
@@ -36,10 +40,7 @@ def print_table(
 
 
 def as_json(
-    what: Workload | calculus.Case | rl.Case,
-    threads: int,
-    timings: dict[str, Timing],
-    peak: Peak | None,
+    what: Named, threads: int, timings: dict[str, Timing], peak: Peak | None
 ) -> dict[str, object]:
     """Return the same as plain values."""
     return {

@@ -178,3 +178,26 @@ def test_gan_digits(tmp_path: pathlib.Path) -> None:
     output = run_with_picture("gan_digits", tmp_path)
     assert number("digits it has not seen", output) >= 0.97
     assert number("seed 0: confident on", output) > 0.3
+
+
+def test_zero_one_loss(tmp_path: pathlib.Path) -> None:
+    output = run_with_picture("zero_one_loss", tmp_path)
+    for seed in range(3):
+        line = next(row for row in output.splitlines() if row.startswith(f"data {seed}"))
+        surrogate, search = number("the surrogate", line), number("the search", line)
+        assert search < 0.6 * surrogate
+        # What it has in view is the labels that are right.
+        assert number(r"among right labels \d.\d+ and", line) < 0.08
+
+
+def test_locally_connected(tmp_path: pathlib.Path) -> None:
+    pytest.importorskip("sklearn", reason="the example trains on its digits")
+    output = run_with_picture("locally_connected", tmp_path)
+    for seed in range(3):
+        accuracy = {
+            kind: number(rf"seed {seed}: {kind} of \d+ parameters: accuracy", output)
+            for kind in ("patches", "dense")
+        }
+        assert accuracy["patches"] > 0.93
+        assert accuracy["patches"] > accuracy["dense"] - 0.03
+    assert number("connections present", output) < 0.15

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 import gradstack as gs
+from bench import blackbox
 from bench.calculus import Candidates, Problem
 from bench.peers.gradstack_ import ACTIVATIONS
 from gradstack import nn
@@ -53,6 +54,13 @@ def hvp(problem: Problem) -> Candidates:
     net, cost = _net(problem), nn.CrossEntropyLoss()
     x, y, v = problem.x, problem.labels, problem.direction
     return {"gradstack": lambda: gs.hvp(net, cost, x, y, v)}
+
+
+def population(problem: Problem) -> Candidates:
+    """Average cross entropy of every member."""
+    net, rows = _net(problem), blackbox.population(problem)
+    objective = gs.blackbox.Objective(net, nn.CrossEntropyLoss(), problem.x, problem.labels)
+    return {"gradstack": lambda: objective(rows)}
 
 
 def gradient(problem: Problem) -> Callable[[], Any]:

@@ -9,6 +9,7 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 
+from bench import blackbox
 from bench.calculus import Candidates, Problem
 
 ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh}
@@ -75,3 +76,13 @@ def hvp(problem: Problem) -> Candidates:
         return jax.jvp(gradient, (flat,), (v,))[1][:, None]
 
     return _compiled("jvp(grad)", product, flat, v, x, y)
+
+
+def population(problem: Problem) -> Candidates:
+    """Average cross entropy of every member."""
+    net, _, x, y = _parts(problem)
+    losses = jax.vmap(_loss(net), (None, 0, 0))
+    rows = blackbox.unpack(problem, blackbox.population(problem))
+    members = [tuple(map(jnp.asarray, layer)) for layer in rows]
+    mean = jax.vmap(lambda layers, x, y: losses(layers, x, y).mean(), (0, None, None))
+    return _compiled("vmap", mean, members, x, y)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from bench import blackbox
 from bench.calculus import Array, Problem
 
 Layers = list[tuple[Array, Array]]
@@ -71,3 +72,14 @@ def hvp(problem: Problem) -> Array:
             at += w.size + b.size
         ends.append(per_sample_grad(problem, moved).mean(axis=0))
     return (ends[0] - ends[1]) / (2 * step)
+
+
+def population(problem: Problem) -> Array:
+    """(members,): the average cross entropy of each."""
+    rows = blackbox.population(problem).astype(np.float64)
+    layers, samples = blackbox.unpack(problem, rows), np.arange(len(problem.x))
+    losses = []
+    for member in range(len(rows)):
+        zs, _ = _states(problem, [(w[member], b[member]) for w, b in layers])
+        losses.append(np.log(np.exp(zs[-1]).sum(axis=1)) - zs[-1][samples, problem.labels])
+    return np.mean(losses, axis=1)

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.func import grad, jacfwd, jacrev, jvp, vmap
+from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
 
+from bench import blackbox
 from bench.calculus import Candidates, Problem
 
 ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh}
@@ -81,3 +82,24 @@ def hvp(problem: Problem) -> Candidates:
         return torch.cat([p.flatten() for layer in rows for p in layer])[:, None]
 
     return {"torch.func, jvp(grad)": product}
+
+
+def population(problem: Problem) -> Candidates:
+    """Average cross entropy of every member."""
+    _, _, x, y = _parts(problem)
+    modules: list[torch.nn.Module] = []
+    for w, _ in problem.layers:
+        modules += [torch.nn.Linear(w.shape[1], w.shape[0]), torch.nn.Tanh()]
+    net = torch.nn.Sequential(*modules[:-1])
+    stacked = blackbox.unpack(problem, blackbox.population(problem))
+    parts = [torch.from_numpy(part.copy()) for layer in stacked for part in layer]
+    members = dict(zip((name for name, _ in net.named_parameters()), parts, strict=True))
+
+    def loss(parameters: dict[str, torch.Tensor]) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(functional_call(net, parameters, (x,)), y)
+
+    def losses(members: dict[str, torch.Tensor]) -> torch.Tensor:
+        with torch.no_grad():
+            return vmap(loss)(members)
+
+    return _both("vmap(functional_call)", losses, members)

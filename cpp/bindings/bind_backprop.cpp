@@ -17,22 +17,26 @@ template <class T> py::array_t<T> to_rows(const Plan<T>& plan, const T* blocks, 
 
 // This stage's own share of dC/dw: ds z^T (and ds for the bias), per sample or summed over samples.
 template <class T>
-py::array_t<T> stage_dw(const Graph& graph, const Stage& stage, const T* z, const T* ds,
+py::array_t<T> stage_dw(const Graph& graph, const Stage& stage, Index in, const T* z, const T* ds,
                         Index count, bool per_sample) {
-  const Shape& shape = graph.parameter(stage.weight_id).shape;
-  const Index out = shape[0], in = shape[1];
-  const Index size = out * in + (stage.bias_id >= 0 ? out : 0);
+  const Index out = size_of(stage.shape), weights = graph.parameter(stage.weight_id).size;
+  const Index size = weights + (stage.bias_id >= 0 ? out : 0);
   py::array_t<T> result(per_sample ? std::vector<py::ssize_t>{count, size}
                                    : std::vector<py::ssize_t>{size});
   std::fill(result.mutable_data(), result.mutable_data() + result.size(), T(0));
   for (Index s = 0; s < count; ++s) {
     T* dw = result.mutable_data() + (per_sample ? s * size : 0);
+    if (stage.edges) {
+      const std::int32_t* edges = stage.edges->edges().data();
+      for (Index e = 0; e < weights; ++e)
+        dw[e] += ds[s * out + edges[2 * e]] * z[s * in + edges[2 * e + 1]];
+    }
     for (Index i = 0; i < out; ++i) {
       const T d = ds[s * out + i];
-      for (Index j = 0; j < in; ++j)
+      for (Index j = 0; j < in && !stage.edges; ++j)
         if (!stage.mask || (*stage.mask)[static_cast<std::size_t>(i * in + j)])
           dw[i * in + j] += d * z[s * in + j];
-      if (stage.bias_id >= 0) dw[out * in + i] += d;
+      if (stage.bias_id >= 0) dw[weights + i] += d;
     }
   }
   return result;
@@ -71,9 +75,9 @@ py::dict describe_stage(Plan<T>& plan, const Graph& graph, const Stage& stage, i
           py::make_tuple(graph.parameter(parameter).offset, graph.parameter(parameter).size));
   row["params"] = params;
   row["dw"] = py::none();
-  if (stage.kind == Kind::Linear)
-    row["dw"] =
-        stage_dw(graph, stage, py::array_t<T>(z[0]).data(), dout.data(), plan.count(), per_sample);
+  if (stage.kind == Kind::Linear || stage.kind == Kind::SparseLinear)
+    row["dw"] = stage_dw(graph, stage, plan.variable(stage.in[0]).d, py::array_t<T>(z[0]).data(),
+                         dout.data(), plan.count(), per_sample);
   return row;
 }
 

@@ -115,6 +115,8 @@ void add(Graph& graph, const std::string& kind, const std::string& name,
       stage.bias = value.is_none() ? "" : value.cast<std::string>();
     else if (attr == "mask")
       stage.mask = to_mask(py::reinterpret_borrow<py::object>(value));
+    else if (attr == "edges")
+      stage.edges = value.cast<std::shared_ptr<Connectivity>>();
     else if (attr == "op")
       stage.op = value.cast<std::string>();
     else if (attr == "params")
@@ -131,6 +133,10 @@ void add(Graph& graph, const std::string& kind, const std::string& name,
       throw py::type_error("add: got an unexpected attribute '" + attr + "'");
   }
   graph.add(std::move(stage));
+}
+
+py::array_t<std::int32_t> edge_list(const Connectivity& edges) {
+  return py::array_t<std::int32_t>({edges.size(), Index{2}}, edges.edges().data());
 }
 
 py::dict describe(const Stage& stage) {
@@ -150,6 +156,11 @@ py::dict describe(const Stage& stage) {
       [[fallthrough]];
     case Kind::Nearest:
       row["weight"] = stage.weight;
+      break;
+    case Kind::SparseLinear:
+      row["weight"] = stage.weight;
+      row["bias"] = stage.bias.empty() ? py::object(py::none()) : py::object(py::str(stage.bias));
+      row["edges"] = std::const_pointer_cast<Connectivity>(stage.edges);
       break;
     case Kind::Pointwise:
       row["op"] = stage.op;
@@ -180,6 +191,17 @@ py::list shapes(const Graph& graph, const std::vector<int>& ids) {
 }  // namespace
 
 void bind_graph(py::module_& m) {
+  // Checked and sorted once for all traces of a layer.
+  py::class_<Connectivity, std::shared_ptr<Connectivity>>(m, "Connectivity")
+      .def(
+          py::init([](Index out, Index in, const py::array_t<std::int32_t, py::array::c_style>& e) {
+            if (e.ndim() != 2 || e.shape(1) != 2) throw py::value_error("edges: expected (E, 2)");
+            return std::make_shared<Connectivity>(
+                out, in, std::vector<std::int32_t>(e.data(), e.data() + e.size()));
+          }),
+          py::arg("out_features"), py::arg("in_features"), py::arg("edges"))
+      .def_property_readonly("edges", &edge_list)
+      .def_property_readonly("in_features", &Connectivity::in);
   py::class_<Graph, std::shared_ptr<Graph>>(m, "Graph")
       .def(py::init<>())
       .def(

@@ -9,9 +9,10 @@
 namespace gradstack {
 namespace {
 
-constexpr std::array<const char*, 15> kKindNames = {
-    "input", "linear",  "pointwise", "add",         "sub",     "mul",     "div",   "concat",
-    "slice", "reshape", "softmax",   "log_softmax", "dropout", "nearest", "opaque"};
+constexpr std::array<const char*, 16> kKindNames = {
+    "input",       "linear",  "sparse_linear", "pointwise", "add",     "sub",
+    "mul",         "div",     "concat",        "slice",     "reshape", "softmax",
+    "log_softmax", "dropout", "nearest",       "opaque"};
 
 std::size_t arity(Kind kind) {
   switch (kind) {
@@ -146,6 +147,8 @@ void Graph::check_masks() const {
     const bool same = (stage.mask && other->mask && *stage.mask == *other->mask) ||
                       (all_ones(stage) && all_ones(*other));
     if (!same) fail(stage, "shares its weight with '" + other->name + "', but not its mask");
+    if (stage.edges && other->edges && !(*stage.edges == *other->edges))
+      fail(stage, "shares its weight with '" + other->name + "', but not its edges");
   }
 }
 
@@ -186,7 +189,7 @@ void Graph::resolve(Stage& stage, std::size_t position) {
     if (it == parameter_ids_.end()) fail(stage, "its parameter '" + name + "' does not exist");
     return it->second;
   };
-  if (stage.kind == Kind::Linear || stage.kind == Kind::Nearest)
+  if (stage.kind == Kind::Linear || stage.kind == Kind::SparseLinear || stage.kind == Kind::Nearest)
     stage.weight_id = parameter_id(stage.weight);
   if (!stage.bias.empty()) stage.bias_id = parameter_id(stage.bias);
   for (Index extent : stage.shape)  // where it is given: Input, Reshape, Opaque
@@ -217,6 +220,21 @@ void Graph::infer_linear(Stage& stage, const Shape& x) const {
   stage.shape = {w[0]};
 }
 
+void Graph::infer_sparse(Stage& stage, const Shape& x) const {
+  if (!stage.edges) fail(stage, "a sparse linear block needs its edges");
+  const Connectivity& edges = *stage.edges;
+  if (x != Shape{edges.in()})
+    fail(stage, "x has shape " + to_string(x) + " per sample, expected " + to_string({edges.in()}));
+  const Shape& w = parameter(stage.weight_id).shape;
+  if (w != Shape{edges.size()})
+    fail(stage, "weight has shape " + to_string(w) + ", expected one value for each of " +
+                    std::to_string(edges.size()) + " edges");
+  if (stage.bias_id >= 0 && parameter(stage.bias_id).shape != Shape{edges.out()})
+    fail(stage, "bias has shape " + to_string(parameter(stage.bias_id).shape) + ", expected " +
+                    to_string({edges.out()}));
+  stage.shape = {edges.out()};
+}
+
 void Graph::infer_shape(Stage& stage) const {
   const auto input = [&](std::size_t i) -> const Shape& { return this->stage(stage.in[i]).shape; };
   const auto one_axis = [&](const Shape& x) {
@@ -233,6 +251,9 @@ void Graph::infer_shape(Stage& stage) const {
     case Kind::Linear:
     case Kind::Nearest:
       infer_linear(stage, input(0));
+      break;
+    case Kind::SparseLinear:
+      infer_sparse(stage, input(0));
       break;
     case Kind::Pointwise: {
       stage.op_id = find_op(stage.op.c_str());

@@ -1,5 +1,6 @@
 #include "gradstack/mlp.hpp"
 
+#include <algorithm>
 #include <cmath>
 #include <stdexcept>
 
@@ -49,9 +50,13 @@ template <class T> std::vector<T> initial_parameters(const Graph& graph, std::ui
   std::vector<T> w(static_cast<std::size_t>(graph.n_params()));
   Rng rng(seed);
   for (const Stage& stage : graph.stages()) {
-    if (stage.kind != Kind::Linear) continue;
+    if (stage.kind != Kind::Linear && stage.kind != Kind::SparseLinear) continue;
     const Parameter& weight = graph.parameter(stage.weight_id);
-    const double bound = 1.0 / std::sqrt(static_cast<double>(weight.shape[1]));
+    // Connections into a unit; where that differs, their average.
+    const double fan_in = stage.edges ? std::max(1.0, static_cast<double>(weight.size) /
+                                                          static_cast<double>(stage.edges->out()))
+                                      : static_cast<double>(weight.shape[1]);
+    const double bound = 1.0 / std::sqrt(fan_in);
     const auto fill = [&](const Parameter& p) {
       for (Index i = p.offset; i < p.offset + p.size; ++i)
         w[static_cast<std::size_t>(i)] = static_cast<T>(bound * (2 * rng.uniform() - 1));

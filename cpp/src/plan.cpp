@@ -241,6 +241,23 @@ std::unique_ptr<Block<T>> Plan<T>::make_block(int id, std::vector<char>& written
       spec.accumulate_db = writes_again(stage.bias_id);
       return make_linear<T>(geometry, &spec, arena_);
     }
+    case Kind::SparseLinear: {
+      SparseSpec<T> spec;
+      spec.in = in[0];
+      spec.out = out;
+      spec.edges = stage.edges.get();
+      spec.weight = &graph_->parameter(stage.weight_id);
+      spec.weight_id = stage.weight_id;
+      spec.want_dw = wants_dw(stage.weight_id);
+      spec.accumulate_dw = writes_again(stage.weight_id);
+      if (stage.bias_id >= 0) {
+        spec.bias = &graph_->parameter(stage.bias_id);
+        spec.bias_id = stage.bias_id;
+        spec.want_db = wants_dw(stage.bias_id);
+        spec.accumulate_db = writes_again(stage.bias_id);
+      }
+      return make_sparse<T>(geometry, spec);
+    }
     case Kind::Pointwise:
       return make_pointwise<T>(geometry, in[0], out, {stage.op_id, stage.params.data()});
     case Kind::Concat:

@@ -54,9 +54,11 @@ Updater<T>::Updater(const Graph& graph, const Kernels<T>& kernels, Optimizer<T>&
   const auto& parameters = graph.parameters();
   frozen_.resize(parameters.size(), 0);
   masks_.assign(parameters.size(), nullptr);
+  for (const Parameter& p : parameters) is_bias_.push_back(p.shape.size() <= 1);
   std::vector<char> used(parameters.size(), 0);
   for (const Stage& stage : graph.stages()) {
     if (stage.weight_id >= 0) used[static_cast<std::size_t>(stage.weight_id)] = 1;
+    if (stage.edges) is_bias_[static_cast<std::size_t>(stage.weight_id)] = 0;  // one axis as well
     if (stage.bias_id >= 0) used[static_cast<std::size_t>(stage.bias_id)] = 1;
     if (stage.mask) masks_[static_cast<std::size_t>(stage.weight_id)] = stage.mask.get();
   }
@@ -91,7 +93,7 @@ template <class T> void Updater<T>::apply(int parameter, Index offset, Index n, 
   if (frozen_[id]) return;
   const Parameter& p = graph_.parameter(parameter);
   clip_value(g, n);
-  const bool decays = optimizer_.options().decay_bias || p.shape.size() > 1;
+  const bool decays = optimizer_.options().decay_bias || !is_bias_[id];
   UpdateArgs<T> args;
   args.c = decays ? with_decay_ : without_decay_;
   const auto update = [&](Index at, Index count, T* w) {

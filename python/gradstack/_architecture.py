@@ -288,6 +288,30 @@ def _build_linear(place: _Place, config: Config) -> Module:
     return nn.Linear(shape[1], shape[0], bias=bool(config["bias"]), mask=mask, dtype=place.dtype)
 
 
+def _describe_sparse(module: Any) -> Config:
+    edges = base64.b64encode(np.ascontiguousarray(module.edges, "<i4").tobytes()).decode()
+    return {
+        "in_features": module.in_features,
+        "out_features": module.out_features,
+        "bias": module.bias is not None,
+        "edges": edges,
+    }
+
+
+def _build_sparse(place: _Place, config: Config) -> Module:
+    data = base64.b64decode(config["edges"], validate=True)
+    if len(data) % 8:
+        raise ValueError(f"damaged architecture: the edges of {place.path!r} are incomplete")
+    edges = np.frombuffer(data, "<i4").reshape(-1, 2)
+    out = _count(config["out_features"])
+    place.expect("weight", (len(edges),))
+    if config["bias"]:
+        place.expect("bias", (out,))
+    return nn.SparseLinear(
+        _count(config["in_features"]), out, edges, bool(config["bias"]), dtype=place.dtype
+    )
+
+
 def _describe_nearest(module: Any) -> Config:
     prototypes, features = module.weight.shape
     return {"in_features": int(features), "prototypes": int(prototypes)}
@@ -329,6 +353,7 @@ def _leaves() -> dict[str, _Leaf]:
     }
     leaves["GELU"] = _plain("GELU", "approximate")
     leaves["Linear"] = (_describe_linear, _build_linear)
+    leaves["SparseLinear"] = (_describe_sparse, _build_sparse)
     leaves["NearestNeighbour"] = (_describe_nearest, _build_nearest)
     leaves["Dropout"] = _plain("Dropout", "p")
     leaves["Flatten"] = _plain("Flatten")

@@ -61,9 +61,16 @@ class Context:
         """Jacobian with respect to the stage's own parameters, (B, out, p)."""
         batch, out = self.out.shape
         result = np.zeros((batch, out, self.w.size), self.out.dtype)
+        z = self.zs[0]
+        if self.row["kind"] == "sparse_linear":
+            edges = self.description["edges"].edges
+            units = np.arange(out)
+            result[:, edges[:, 0], np.arange(len(edges))] = z[:, edges[:, 1]]
+            if self.w.size > len(edges):
+                result[:, units, len(edges) + units] = 1
+            return result
         if self.row["kind"] != "linear":
             return result
-        z = self.zs[0]
         n = z.shape[1]
         mask = _mask(self.description, out, n)
         # s[i] = sum_j w[i, j] z[j] + b[i]: z (x) I for the weights, I for the biases.
@@ -112,6 +119,13 @@ def _linear(c: Context) -> list[Array]:
     w = c.w[: out * n].reshape(out, n)
     mask = _mask(c.description, out, n)
     return [_constant(c, w if mask is None else w * mask)]
+
+
+def _sparse_linear(c: Context) -> list[Array]:
+    edges = c.description["edges"].edges
+    matrix = np.zeros((c.out.shape[1], c.zs[0].shape[1]), c.out.dtype)
+    matrix[edges[:, 0], edges[:, 1]] = c.w[: len(edges)]
+    return [_constant(c, matrix)]
 
 
 def _pointwise_rule(c: Context) -> list[Array]:
@@ -167,6 +181,7 @@ def _opaque(c: Context) -> list[Array]:
 
 _RULES: dict[str, Callable[[Context], list[Array]]] = {
     "linear": _linear,
+    "sparse_linear": _sparse_linear,
     "pointwise": _pointwise_rule,
     "add": lambda c: [_identity(c), _identity(c)],
     "sub": lambda c: [_identity(c), _identity(c, -1.0)],

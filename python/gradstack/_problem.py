@@ -41,6 +41,17 @@ def layer_slots(compiled: Compiled) -> list[LayerSlot]:
     return slots
 
 
+def dense_slots(compiled: Compiled, owner: str) -> list[LayerSlot]:
+    """`layer_slots` for a method that knows dense layers only; others are refused."""
+    for row in compiled.graph.stages():
+        if row["kind"] == "sparse_linear":
+            raise ValueError(
+                f"[{owner}] block {row['name']!r} is a SparseLinear, whose weights are no matrix: "
+                "use Linear(mask=...), or another optimiser"
+            )
+    return layer_slots(compiled)
+
+
 def _find_layers(compiled: Compiled) -> list[LayerSlot]:
     places = {p["name"]: (p["offset"], tuple(p["shape"])) for p in compiled.graph.parameters()}
     found: dict[str, dict[str, Any]] = {}

@@ -78,6 +78,32 @@ template <class T> struct CostArgs {
   T* hv = nullptr;       // [d][lanes]
 };
 
+// y[r] (+)= sum over the terms t of row r of w[edge[t]] x[other[t]], [row][lanes] each (`lanes` is
+// kLanes or 1); a row is one chain of multiply-adds in the order of its terms.
+template <class T> struct SparseRows {
+  Index rows = 0, lanes = 1;
+  const Index* begin = nullptr;  // rows + 1: row r has the terms begin[r] .. begin[r + 1]
+  const std::int32_t* other = nullptr;
+  const std::int32_t* edge = nullptr;
+  const T* w = nullptr;
+  const T* x = nullptr;
+  T* y = nullptr;           // does not overlap x
+  const T* bias = nullptr;  // per row; null: 0
+  bool accumulate = false;  // then bias must be null
+};
+
+// out[e] (+)= sum over segments and lanes of a[edges[2 e]] b[edges[2 e + 1]], for n edges.
+template <class T> struct SparseProducts {
+  Index n = 0, lanes = 1, segments = 1;
+  const std::int32_t* edges = nullptr;
+  const T* a = nullptr;
+  Index a_segment = 0;
+  const T* b = nullptr;
+  Index b_segment = 0;
+  T* out = nullptr;
+  bool accumulate = false;
+};
+
 template <class T> struct Kernels {
   const char* name;  // "reference", or the instruction set: "v2", "v3", "v4", "neon"
 
@@ -89,6 +115,9 @@ template <class T> struct Kernels {
                  bool accumulate);  // x[k] (+)= A^T y
   void (*ger)(Index m, Index k, const T* y, const T* x, T* a, Index lda,
               bool accumulate);  // A (+)= y x^T
+
+  void (*sparse_rows)(const SparseRows<T>&);
+  void (*sparse_products)(const SparseProducts<T>&);
 
   // rows[b][d] (row stride ldr) <-> block [d][lanes]; `count` <= lanes samples; padding lanes
   // repeat the last sample so that padding is exactly as finite as the data.

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "gradstack/config.hpp"
+#include "gradstack/connectivity.hpp"
 
 namespace gradstack {
 
@@ -19,6 +20,7 @@ std::string to_string(const Shape& shape);
 enum class Kind {
   Input,
   Linear,
+  SparseLinear,
   Pointwise,
   Add,
   Sub,
@@ -68,8 +70,9 @@ struct Stage {
   std::vector<std::string> inputs;  // names of the producing stages
   Shape shape;  // of the output; given for Input, Reshape, Opaque, else inferred
 
-  std::string weight, bias;  // Linear, Nearest: parameter names ("" = no bias)
+  std::string weight, bias;  // blocks with parameters: their names ("" = no bias)
   std::shared_ptr<const std::vector<std::uint8_t>> mask;  // Linear: (out, in), 1 = connected
+  std::shared_ptr<const Connectivity> edges;              // SparseLinear
   std::string op;                                         // Pointwise: name in the op table
   std::vector<double> params;                             // Pointwise
   double rate = 0;                                        // Dropout: probability of dropping
@@ -109,6 +112,7 @@ class Graph {
   void drop_unused();
   void infer_shape(Stage& stage) const;
   void infer_linear(Stage& stage, const Shape& x) const;
+  void infer_sparse(Stage& stage, const Shape& x) const;
 
   std::vector<Stage> stages_;
   std::vector<Parameter> parameters_;

@@ -80,6 +80,7 @@ template <class T> class Updater {
   const Kernels<T>& k_;
   Optimizer<T>& optimizer_;
   std::vector<char> frozen_;
+  std::vector<char> is_bias_;                            // per parameter
   std::vector<const std::vector<std::uint8_t>*> masks_;  // per parameter, null: none
   std::vector<Piece> pieces_;
   std::vector<double> piece_norms_;

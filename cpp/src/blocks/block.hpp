@@ -80,8 +80,21 @@ template <class T> struct LinearSpec {
   bool make_jet_tiles = false;                        // and of its derivatives
 };
 
+template <class T> struct SparseSpec {
+  In<T> in;
+  Variable<T>* out = nullptr;
+  const Connectivity* edges = nullptr;
+  const Parameter* weight = nullptr;
+  const Parameter* bias = nullptr;
+  int weight_id = -1, bias_id = -1;
+  bool want_dw = false, want_db = false;
+  bool accumulate_dw = false, accumulate_db = false;  // another block has written this gradient
+};
+
 template <class T>
 std::unique_ptr<Block<T>> make_linear(Geometry<T> g, const LinearSpec<T>* spec, Arena& arena);
+template <class T>
+std::unique_ptr<Block<T>> make_sparse(Geometry<T> g, const SparseSpec<T>& spec);
 template <class T>
 std::unique_ptr<Block<T>> make_pointwise(Geometry<T> g, In<T> in, Variable<T>* out, Pointwise f);
 template <class T>

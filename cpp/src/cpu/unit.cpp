@@ -9,6 +9,7 @@
 #include "layout.hpp"
 #include "normal.hpp"
 #include "softmax.hpp"
+#include "sparse.hpp"
 #include "unit_name.hpp"
 #include "vector_products.hpp"
 
@@ -22,6 +23,8 @@ inline constexpr Kernels<T> kTable = {
     .gemv = gemv<T>,
     .gemv_t = gemv_t<T>,
     .ger = ger<T>,
+    .sparse_rows = sparse_rows<T>,
+    .sparse_products = sparse_products<T>,
     .rows_to_block = rows_to_block<T>,
     .rows_to_tiles = rows_to_tiles<T>,
     .block_to_rows = block_to_rows<T>,

@@ -59,6 +59,30 @@ void ger(Index m, Index k, const T* y, const T* x, T* a, Index lda, bool accumul
   }
 }
 
+template <class T> void sparse_rows(const SparseRows<T>& p) {
+  for (Index r = 0; r < p.rows; ++r) {
+    for (Index l = 0; l < p.lanes; ++l) {
+      T& y = p.y[r * p.lanes + l];
+      T sum = p.accumulate ? y : p.bias != nullptr ? p.bias[r] : T(0);
+      for (Index t = p.begin[r]; t < p.begin[r + 1]; ++t)
+        sum += p.w[p.edge[t]] * p.x[p.other[t] * p.lanes + l];
+      y = sum;
+    }
+  }
+}
+
+template <class T> void sparse_products(const SparseProducts<T>& p) {
+  for (Index e = 0; e < p.n; ++e) {
+    T sum = T(0);
+    for (Index s = 0; s < p.segments; ++s) {
+      for (Index l = 0; l < p.lanes; ++l)
+        sum += p.a[s * p.a_segment + p.edges[2 * e] * p.lanes + l] *
+               p.b[s * p.b_segment + p.edges[2 * e + 1] * p.lanes + l];
+    }
+    p.out[e] = p.accumulate ? p.out[e] + sum : sum;
+  }
+}
+
 template <class T>
 void rows_to_block(Index count, Index d, Index lanes, const T* rows, Index ldr, T* block) {
   for (Index j = 0; j < d; ++j) {
@@ -230,6 +254,8 @@ constexpr Kernels<T> kTable = {
     .gemv = gemv<T>,
     .gemv_t = gemv_t<T>,
     .ger = ger<T>,
+    .sparse_rows = sparse_rows<T>,
+    .sparse_products = sparse_products<T>,
     .rows_to_block = rows_to_block<T>,
     .rows_to_tiles = rows_to_tiles<T>,
     .block_to_rows = block_to_rows<T>,

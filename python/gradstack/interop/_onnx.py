@@ -142,6 +142,19 @@ def _linear(b: Builder, stage: _Stage, x: list[str], parameters: _Parameters) ->
     return b.node("Gemm", *inputs, name=stage["name"], transB=1)
 
 
+def _sparse_linear(b: Builder, stage: _Stage, x: list[str], parameters: _Parameters) -> str:
+    """A Gemm with zeros: ONNX has no product with an edge list."""
+    weight = parameters[stage["weight"]]
+    bias = stage.get("bias")
+    graph = stage["edges"]
+    matrix = np.zeros((*stage["shape"], graph.in_features), weight.dtype)
+    matrix[tuple(graph.edges.T)] = weight
+    inputs = [x[0], b.tensor(stage["weight"], matrix)]
+    if bias:
+        inputs.append(b.tensor(bias, parameters[bias]))
+    return b.node("Gemm", *inputs, name=stage["name"], transB=1)
+
+
 def _pointwise(b: Builder, stage: _Stage, x: list[str], parameters: _Parameters) -> str:
     EMIT[stage["op"]](b, x[0], stage["params"])
     return b.name_last(stage["name"])
@@ -179,6 +192,7 @@ def _node(kind: str, **attributes: Any) -> Callable[..., str]:
 
 _KINDS: dict[str, Callable[[Builder, _Stage, list[str], _Parameters], str]] = {
     "linear": _linear,
+    "sparse_linear": _sparse_linear,
     "pointwise": _pointwise,
     "nearest": _nearest,
     "slice": _slice,

@@ -12,6 +12,7 @@ from gradstack.nn.costs import *  # noqa: F403
 from gradstack.nn.layers import Dropout, Flatten, Linear, LogSoftmax, NearestNeighbour, Softmax
 from gradstack.nn.module import Module
 from gradstack.nn.python import Pointwise
+from gradstack.nn.sparse import SparseLinear
 
 __all__ = [
     "Add",
@@ -29,6 +30,7 @@ __all__ = [
     "Residual",
     "Sequential",
     "Softmax",
+    "SparseLinear",
 ]
 __all__ += _activations.__all__
 __all__ += _costs.__all__

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradstack._arrays import as_count, as_number
-from gradstack._problem import BatchProblem, LayerSlot, layer_slots
+from gradstack._problem import BatchProblem, LayerSlot, dense_slots
 from gradstack.optim.base import Array, positive
 from gradstack.optim.python import PythonOptimizer
 from gradstack.optim.schedules import Lr
@@ -113,7 +113,7 @@ class KFAC(PythonOptimizer):
         loss, gradient = problem.value_and_grad(w)
         if not math.isfinite(loss):
             return float(loss)
-        slots = [slot for slot in layer_slots(problem.compiled) if slot.blocks]
+        slots = [slot for slot in dense_slots(problem.compiled, "KFAC") if slot.blocks]
         g = self._clip(gradient).astype(np.float64)
         if self.weight_decay:
             g += self._decayed(problem, w)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradstack._arrays import as_real
-from gradstack._problem import BatchProblem, LayerSlot, layer_slots
+from gradstack._problem import BatchProblem, LayerSlot, dense_slots
 from gradstack.optim.base import Array
 from gradstack.optim.python import PythonOptimizer
 from gradstack.optim.schedules import Lr
@@ -113,7 +113,7 @@ class Preconditioned(PythonOptimizer):
                 )
             product: Array = eta.times(g)
             return product
-        slots = layer_slots(problem.compiled)
+        slots = dense_slots(problem.compiled, "Preconditioned")
         if len(eta) != len(slots):
             raise ValueError(
                 f"[Preconditioned] eta has {len(eta)} pairs, the net has {len(slots)} layers"
