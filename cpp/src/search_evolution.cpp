@@ -7,7 +7,9 @@
 // Stairs and plateaus: equal values share their utilities, and a generation without any difference
 // only widens the step.
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 #include "search_methods.hpp"
@@ -19,6 +21,9 @@ constexpr double kPlateauGrowth = 1.5;
 constexpr double kStepMemory = 0.7;    // of the two-point signal
 constexpr double kStepDamping = 0.5;   // times sqrt(n)
 constexpr double kVarianceRate = 0.3;  // times mu_eff / (n + mu_eff)
+
+constexpr Index kPatience = 40;  // generations without a better point before a new start
+constexpr std::array<double, 5> kRestartSteps = {4, 1, 8, 2, 0.5};
 
 std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
@@ -38,7 +43,8 @@ template <class T> class Evolution final : public Search<T> {
   Evolution(const Kernels<T>& kernels, SearchOptions<T> options)
       : Search<T>(kernels, std::move(options)),
         default_pairs_(pairs_of(options.population)),
-        shift_(at(this->n_)) {}
+        shift_(at(this->n_)),
+        first_scale_(this->scale_) {}
 
  protected:
   Index open(Index left) override {
@@ -85,6 +91,22 @@ template <class T> class Evolution final : public Search<T> {
     }
   }
 
+  bool stalled() {
+    stalled_ = this->best_value() < last_best_ ? 0 : stalled_ + 1;
+    last_best_ = this->best_value();
+    return stalled_ >= kPatience;
+  }
+
+  // From the best point, with the first scales again and a wider or narrower step: among stairs of
+  // many widths the strategy may have settled on one that leads nowhere.
+  void restart() {
+    std::copy_n(this->best(), this->n_, this->mean_.begin());
+    this->scale_ = first_scale_;
+    this->set_step(kRestartSteps[restarts_++ % kRestartSteps.size()]);
+    shift_gain_ = signal_ = 0;
+    stalled_ = 0;
+  }
+
   // What each pair counts, and the new step.
   void rank(const double* values) {
     const Index count = 2 * pairs_;
@@ -93,6 +115,11 @@ template <class T> class Evolution final : public Search<T> {
     std::stable_sort(order_.begin(), order_.end(),
                      [&](Index a, Index b) { return values[a] < values[b]; });
     flat_ = values[order_.front()] == values[order_.back()];
+    if (stalled()) {
+      restart();
+      flat_ = true;
+      return;
+    }
     if (flat_) {
       this->set_step(this->sigma_ * kPlateauGrowth);
       shift_gain_ = 0;
@@ -156,6 +183,10 @@ template <class T> class Evolution final : public Search<T> {
   double shift_gain_ = 0;  // makes it as long as a normal sample; 0: there is none
   double signal_ = 0;
   bool flat_ = false;
+  std::vector<T> first_scale_;
+  double last_best_ = std::numeric_limits<double>::infinity();
+  Index stalled_ = 0;  // generations since the best point
+  std::size_t restarts_ = 0;
   double variance_rate_ = 0;
   std::vector<Index> order_;
   std::vector<double> difference_, sum_;  // of the utilities of a pair

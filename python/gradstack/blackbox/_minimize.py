@@ -45,6 +45,8 @@ def minimize(
         that are strongly coupled, "cma" needs fewer evaluations.
 
         - "es": evolution strategy with antithetic samples, rank shaping, adapted step and scales;
+          starts again from the best point, wider or narrower, after 40 generations without a better
+          one;
         - "spsa": simultaneous perturbation stochastic approximation;
         - "random": local random search;
         - "cma": CMA-ES, of the package cma;
