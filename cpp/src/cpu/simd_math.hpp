@@ -162,9 +162,14 @@ template <class T> GS_INLINE Vec<T> log1p(Vec<T> x) {
   return select((x > V(-1)) & (x < inf) & (abs(x) >= V(C::tiny)), y, limit);
 }
 
+// m / (m + 2) with m = exp(2 |x|) - 1, which needs none of expm1's cases: 2^k is small, and for k = 0
+// nothing is lost however small x is.
 template <class T> GS_INLINE Vec<T> tanh(Vec<T> x) {
+  using C = simd::Constants<T>;
   using V = Vec<T>;
-  const V m = expm1(V(2) * minimum(V(simd::Constants<T>::tanh_max), abs(x)));
+  const simd::ExpParts<T> e(V(2) * minimum(V(C::tanh_max), abs(x)), V(0));
+  const V two_k = simd::power_of_two<T>(e.k + C::bias);
+  const V m = fma(two_k, e.p, two_k - V(1));
   return copysign(m / (m + V(2)), x);
 }
 

@@ -10,14 +10,9 @@ from gradstack import _core, _random
 from gradstack._arrays import as_count, as_real
 from gradstack._flat import Parameter
 from gradstack._trace import Tracer, Var
+from gradstack.nn.layer import Layer, require_features, require_variable
 from gradstack.nn.layers import net_dtype
-from gradstack.nn.module import (
-    Array,
-    Layer,
-    SampleHint,
-    require_features,
-    require_variable,
-)
+from gradstack.nn.module import Array, SampleHint
 
 
 class SparseLinear(Layer):
