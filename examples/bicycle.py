@@ -109,7 +109,7 @@ def main() -> None:
     options = arguments(__doc__)
     methods = {
         "zeroth order": lambda seed: search(seed, 60 if options.quick else 1500),
-        "actor-critic": lambda seed: td3.learn(TASK, seed, 3000 if options.quick else TASK.steps),
+        "actor-critic": lambda seed: td3.learn(TASK, seed, 6000 if options.quick else TASK.steps),
     }
     curves: dict[str, list[Curve]] = {name: [] for name in methods}
     policies, units = {}, np.array(UNITS, np.float32)
