@@ -416,20 +416,32 @@ class FastCall:
         self.w = net.w
 
     def run(self, x: Any, out: Any) -> Array | None:
-        """The output, or None when `x` needs the general path."""
-        if type(x) is not np.ndarray or x.dtype is not self.dtype or out is not None:
-            return None
-        if not x.flags.c_contiguous:
+        """The output, or None when the arguments need the general path."""
+        if type(x) is not np.ndarray or x.dtype is not self.dtype or not x.flags.c_contiguous:
             return None
         shape = x.shape
-        y: Array
+        lead: tuple[int, ...] = ()
         if shape == self.sample:
-            y = self.forward(self.w, [x.reshape(1, self.size)])[0]
-            return y.reshape(self.out_shape)
-        if shape[1:] == self.sample and shape and shape[0]:
-            y = self.forward(self.w, [x.reshape(shape[0], self.size)])[0]
-            return y.reshape(shape[0], *self.out_shape)
-        return None
+            rows = x.reshape(1, self.size)
+        elif shape and shape[0] and shape[1:] == self.sample:
+            rows = x.reshape(shape[0], self.size)
+            lead = shape[:1]
+        else:
+            return None
+        y: Array
+        if out is None:
+            y = self.forward(self.w, [rows])[0]
+            return y.reshape(*lead, *self.out_shape)
+        if type(out) is not np.ndarray or out.dtype != self.dtype:
+            return None
+        flags = out.flags
+        if not (flags.c_contiguous and flags.writeable) or out.shape != (*lead, *self.out_shape):
+            return None
+        if np.may_share_memory(out, x):
+            return None
+        self.forward(self.w, [rows], outs=[out.reshape(len(rows), -1)])
+        y = out
+        return y
 
 
 def _offer_fast_path(net: Module, inputs: Inputs) -> None:
