@@ -93,8 +93,7 @@ template <class T> struct SparseSpec {
 
 template <class T>
 std::unique_ptr<Block<T>> make_linear(Geometry<T> g, const LinearSpec<T>* spec, Arena& arena);
-template <class T>
-std::unique_ptr<Block<T>> make_sparse(Geometry<T> g, const SparseSpec<T>& spec);
+template <class T> std::unique_ptr<Block<T>> make_sparse(Geometry<T> g, const SparseSpec<T>& spec);
 template <class T>
 std::unique_ptr<Block<T>> make_pointwise(Geometry<T> g, In<T> in, Variable<T>* out, Pointwise f);
 template <class T>
