@@ -1,4 +1,4 @@
-"""What is installed: contents, size, dependencies, import time, exported symbols."""
+"""What is installed: contents, size, dependencies, imports, exported symbols."""
 
 import importlib.metadata
 import io
@@ -48,13 +48,12 @@ def test_import_brings_numpy_alone() -> None:
     assert loaded.split() in (["gradstack"], ["gradstack", "numpy"])
 
 
-def test_import_is_quick() -> None:
-    code = (
-        "import numpy, time; start = time.perf_counter(); import gradstack\n"
-        "print(time.perf_counter() - start)"
-    )
-    best = min(float(run(code)) for _ in range(10))
-    assert best <= 0.040, f"import gradstack takes {1e3 * best:.1f} ms beyond numpy"
+def test_import_leaves_out_what_few_need() -> None:
+    # bench/import_time.py measures the time; here is what it depends on.
+    loaded = run("import sys, gradstack; print(*sys.modules)").split()
+    rare = {"cli", "interop", "io", "plot", "blackbox", "rl", "_draw", "_simplify", "_gradcheck"}
+    assert not {f"gradstack.{name}" for name in rare} & set(loaded)
+    assert not {"argparse", "multiprocessing", "asyncio", "unittest", "sqlite3"} & set(loaded)
 
 
 def test_extras() -> None:
