@@ -27,7 +27,9 @@ def main() -> None:
             taken.append(seconds(code))
     for name, of in (("best", min), ("median", statistics.median)):
         base, whole = (1e3 * of(taken) for taken in times.values())
-        print(f"{name:6}  numpy {base:6.1f} ms  gradstack {whole:6.1f} ms  {whole - base:5.1f} more")
+        print(
+            f"{name:6}  numpy {base:6.1f} ms  gradstack {whole:6.1f} ms  {whole - base:5.1f} more"
+        )
 
 
 if __name__ == "__main__":

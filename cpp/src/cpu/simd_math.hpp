@@ -162,7 +162,7 @@ template <class T> GS_INLINE Vec<T> log1p(Vec<T> x) {
   return select((x > V(-1)) & (x < inf) & (abs(x) >= V(C::tiny)), y, limit);
 }
 
-// m / (m + 2) with m = exp(2 |x|) - 1, which needs none of expm1's cases: 2^k is small, and where it
+// m / (m + 2) with m = exp(2 |x|) - 1. It needs none of expm1's cases: 2^k is small, and where it
 // is 1 nothing is lost however small x is.
 template <class T> GS_INLINE Vec<T> tanh(Vec<T> x) {
   using C = simd::Constants<T>;
