@@ -18,6 +18,8 @@ ORACLES = [
     "pandas",
     "polars",
     "pyarrow",
+    "matplotlib",
+    "cma",
 ]
 
 hypothesis.settings.register_profile("quick", deadline=None, derandomize=True, max_examples=50)
