@@ -5,8 +5,9 @@ find_package(pybind11 3.0 CONFIG REQUIRED)
 
 file(GLOB binding_sources CONFIGURE_DEPENDS cpp/bindings/*.cpp)
 pybind11_add_module(_core MODULE NO_EXTRAS ${binding_sources})
-# One translation unit: most of a binding file's compile time is pybind11's headers.
-set_target_properties(_core PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 0)
+# Two translation units: much of a binding file's compile time is pybind11's headers, and a single
+# unit would be the last thing that one core alone compiles.
+set_target_properties(_core PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 5)
 target_compile_definitions(_core PRIVATE GRADSTACK_VERSION="${PROJECT_VERSION}")
 target_include_directories(_core PRIVATE ${PROJECT_SOURCE_DIR}/cpp/src)
 target_link_libraries(_core PRIVATE gradstack gradstack_options)

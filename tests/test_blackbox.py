@@ -19,7 +19,10 @@ PACKAGES = {"cma": "cma"}
 
 every_method = pytest.mark.parametrize("method", gs.blackbox.methods)
 own_methods = pytest.mark.parametrize("method", OWN)
-seeds = pytest.mark.parametrize("seed", [0, 1, 2])
+# The other seeds are for .ci/full.
+seeds = pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
+)
 
 
 def require(method: str) -> None:
