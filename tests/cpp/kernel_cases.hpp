@@ -17,7 +17,7 @@
 
 namespace gradstack {
 
-// test_kernels_wide.cpp
+// test_kernels_wide.cpp, where GRADSTACK_TEST_WIDE
 const Kernels<float>* wide_kernels_f32();
 const Kernels<double>* wide_kernels_f64();
 
@@ -114,14 +114,17 @@ double worst_error(const Guarded<T>& got, const Guarded<double>& want, const Gua
 
 inline Kernels<double> oracle() { return gradstack::reference_kernels(double()); }
 
-// f(kernels) for every usable set of kernels, and for the emulated unit with 64-byte vectors.
+// f(kernels) for every usable set of kernels, and for the emulated unit with 64-byte vectors (not
+// in sanitizer builds).
 template <class T, class F> void for_each_kernels(F&& f) {
   std::vector<const Kernels<T>*> all = gradstack::available_kernels<T>();
+#if GRADSTACK_TEST_WIDE
   if constexpr (sizeof(T) == 4) {
     all.push_back(gradstack::wide_kernels_f32());
   } else {
     all.push_back(gradstack::wide_kernels_f64());
   }
+#endif
   for (const Kernels<T>* kernels : all) {
     const std::string name = kernels->name;
     CAPTURE(name);
