@@ -133,9 +133,6 @@ template <class T> struct Vec {
   friend GS_INLINE Mask<T> operator!=(Vec a, Vec b) { return {a.v != b.v}; }
 
   friend GS_INLINE Vec select(Mask<T> m, Vec a, Vec b) { return m.m ? a.v : b.v; }
-  // The second operand when either is NaN.
-  friend GS_INLINE Vec minimum(Vec a, Vec b) { return a.v < b.v ? a.v : b.v; }
-  friend GS_INLINE Vec maximum(Vec a, Vec b) { return a.v > b.v ? a.v : b.v; }
 };
 
 // The same bits seen as unsigned integers (whose arithmetic wraps), and back.
@@ -191,6 +188,54 @@ template <class T> GS_INLINE Vec<T> fma(Vec<T> x, Vec<T> y, Vec<T> z) {
   }
 #else
   return x * y + z;
+#endif
+}
+
+// The second operand when either is NaN. (gcc makes two instructions of the comparison.)
+template <class T> GS_INLINE Vec<T> minimum(Vec<T> a, Vec<T> b) {
+#if defined(GS_SIMD_AVX512)
+  if constexpr (sizeof(T) == 4) {
+    return _mm512_maskz_min_ps(0xffff, a.v, b.v);
+  } else {
+    return _mm512_maskz_min_pd(0xff, a.v, b.v);
+  }
+#elif defined(GS_SIMD_AVX2)
+  if constexpr (sizeof(T) == 4) {
+    return _mm256_min_ps(a.v, b.v);
+  } else {
+    return _mm256_min_pd(a.v, b.v);
+  }
+#elif defined(GS_SIMD_SSE)
+  if constexpr (sizeof(T) == 4) {
+    return _mm_min_ps(a.v, b.v);
+  } else {
+    return _mm_min_pd(a.v, b.v);
+  }
+#else
+  return select(a < b, a, b);
+#endif
+}
+template <class T> GS_INLINE Vec<T> maximum(Vec<T> a, Vec<T> b) {
+#if defined(GS_SIMD_AVX512)
+  if constexpr (sizeof(T) == 4) {
+    return _mm512_maskz_max_ps(0xffff, a.v, b.v);
+  } else {
+    return _mm512_maskz_max_pd(0xff, a.v, b.v);
+  }
+#elif defined(GS_SIMD_AVX2)
+  if constexpr (sizeof(T) == 4) {
+    return _mm256_max_ps(a.v, b.v);
+  } else {
+    return _mm256_max_pd(a.v, b.v);
+  }
+#elif defined(GS_SIMD_SSE)
+  if constexpr (sizeof(T) == 4) {
+    return _mm_max_ps(a.v, b.v);
+  } else {
+    return _mm_max_pd(a.v, b.v);
+  }
+#else
+  return select(a > b, a, b);
 #endif
 }
 

@@ -162,15 +162,35 @@ template <class T> GS_INLINE Vec<T> log1p(Vec<T> x) {
   return select((x > V(-1)) & (x < inf) & (abs(x) >= V(C::tiny)), y, limit);
 }
 
-// m / (m + 2) with m = exp(2 |x|) - 1. It needs none of expm1's cases: 2^k is small, and where it
-// is 1 nothing is lost however small x is.
+namespace simd {
+
+// (exp(2 r) - 1 - 2 r) / (2 r^2) for |r| <= log(2) / 4.
+GS_INLINE Vec<float> tanh_tail(Vec<float> r, Vec<float> r2) {
+  using V = Vec<float>;
+  const V low = fma(r, V(0.66666168f), V(1)), high = fma(r, V(0.133867368f), V(0.333330244f));
+  return fma(r2, fma(r2, V(0.0446293429f), high), low);
+}
+GS_INLINE Vec<double> tanh_tail(Vec<double> r, Vec<double>) {
+  return Vec<double>(2) * exp_tail(r + r);
+}
+
+}  // namespace simd
+
+// h / (h + 1) with h = (exp(2 |x|) - 1) / 2 = 2^k p + (2^k - 1) / 2, where 2 |x| = k log(2) + 2 r
+// and p = (exp(2 r) - 1) / 2. It needs none of expm1's cases: 2^k is small, and where it is 1
+// nothing is lost however small x is. Nor does it need log(2) in two parts: where k is large the
+// result hardly depends on r.
 template <class T> GS_INLINE Vec<T> tanh(Vec<T> x) {
   using C = simd::Constants<T>;
   using V = Vec<T>;
-  const simd::ExpParts<T> e(V(2) * minimum(V(C::tanh_max), abs(x)), V(0));
-  const V two_k = simd::power_of_two<T>(e.k + C::bias);
-  const V m = fma(two_k, e.p, two_k - V(1));
-  return copysign(m / (m + V(2)), x);
+  const V a = minimum(V(C::tanh_max), abs(x));
+  const V shifted = fma(a, V(2.88539008177792681472), V(C::integer_shift));
+  const V r = fma(shifted - V(C::integer_shift), V(-0.34657359027997265471), a);
+  const V r2 = r * r;
+  const V p = fma(r2, simd::tanh_tail(r, r2), r);
+  const V two_k = simd::power_of_two<T>(bits(shifted) - (bits(V(C::integer_shift)) - C::bias));
+  const V h = fma(two_k, p, fma(two_k, V(0.5), V(-0.5)));
+  return copysign(h / (h + V(1)), x);
 }
 
 namespace simd {
