@@ -7,12 +7,19 @@
 
 namespace gradstack {
 
+Index lanes_for(Index vector, Index batch) {
+  if (batch == 1) return 1;
+  Index lanes = kLanes;
+  while (lanes / 2 >= std::max({batch, vector, kFewestLanes})) lanes /= 2;
+  return lanes;
+}
+
 template <class T>
 Plan<T>::Plan(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels, PlanOptions options)
     : graph_(std::move(graph)),
       kernels_(kernels),
       options_(std::move(options)),
-      lanes_(options_.batch == 1 ? 1 : kLanes),
+      lanes_(lanes_for(kernels.vector, options_.batch)),
       count_(options_.batch) {
   if (options_.jet_gradients || options_.jet_order > 1) options_.fuse = false;
   if (options_.batch < 1) throw std::invalid_argument("batch: expected at least one sample");

@@ -152,8 +152,9 @@ void Program<T>::forward(const T* w, const std::vector<RowSource>& x, Index coun
   if (count == 0) return;
   const Index chunk = whole_batch_ ? count : std::min(count, kChunk);
   const Index chunks = (count + chunk - 1) / chunk;
-  // Plans of one capacity serve every batch size above 1: blocks are the same.
-  const Index capacity = whole_batch_ ? count : count == 1 ? 1 : kChunk;
+  // Plans of one capacity serve every batch size with blocks of the same size.
+  const Index lanes = lanes_for(kernels_.vector, count);
+  const Index capacity = whole_batch_ ? count : lanes < kLanes ? lanes : kChunk;
   const int workers =
       count == 1
           ? 1

@@ -2,9 +2,10 @@
 // against `Kernels<T>` and knows neither instruction set nor device.
 //
 // Layout: a per-sample variable with d features is stored in blocks of `lanes` samples,
-// [block][feature][lanes] (feature-major inside a block, samples contiguous); `lanes` is kLanes, or
-// 1 for single samples (then a block is a plain vector). Rows r0..r1 of a block are therefore one
-// contiguous range, and pointwise kernels only see flat ranges.
+// [block][feature][lanes] (feature-major inside a block, samples contiguous); `lanes` is kLanes, a
+// half or quarter of it for small batches, or 1 for single samples (then a block is a plain
+// vector). Rows r0..r1 of a block are therefore one contiguous range, and pointwise kernels only
+// see flat ranges.
 #pragma once
 
 #include "gradstack/config.hpp"
@@ -78,8 +79,8 @@ template <class T> struct CostArgs {
   T* hv = nullptr;       // [d][lanes]
 };
 
-// y[r] (+)= sum over the terms t of row r of w[edge[t]] x[other[t]], [row][lanes] each (`lanes` is
-// kLanes or 1); a row is one chain of multiply-adds in the order of its terms.
+// y[r] (+)= sum over the terms t of row r of w[edge[t]] x[other[t]], [row][lanes] each; a row is
+// one chain of multiply-adds in the order of its terms.
 template <class T> struct SparseRows {
   Index rows = 0, lanes = 1;
   const Index* begin = nullptr;  // rows + 1: row r has the terms begin[r] .. begin[r + 1]
@@ -106,6 +107,7 @@ template <class T> struct SparseProducts {
 
 template <class T> struct Kernels {
   const char* name;  // "reference", or the instruction set: "v2", "v3", "v4", "neon"
+  Index vector;      // `lanes` is 1 or a multiple of it
 
   void (*gemm)(const Gemm<T>&);
   // Single samples (lanes == 1):

@@ -28,6 +28,8 @@ using Index = std::ptrdiff_t;
 // Samples per block: activations are stored [block][feature][kLanes]. 32 lanes are two AVX-512,
 // four AVX2 or eight SSE/NEON float vectors: wide enough for register tiles on each of them.
 inline constexpr Index kLanes = 32;
+// Batches too small to fill such a block get one of half or a quarter of it.
+inline constexpr Index kFewestLanes = 8;
 
 // Features per tile where samples are rows, see Variable::tiles.
 inline constexpr Index kPanel = 32;

@@ -73,6 +73,9 @@ struct PlanOptions {
   std::vector<char> frozen;         // per parameter: its gradient is not wanted (empty: none)
 };
 
+// Samples per block of a plan for `batch` samples, with kernels of `vector` lanes.
+Index lanes_for(Index vector, Index batch);
+
 template <class T> class Plan {
  public:
   Plan(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels, PlanOptions options);

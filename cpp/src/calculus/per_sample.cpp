@@ -24,7 +24,8 @@ template <class T> Objective<T>& PerSample<T>::objective(Index count) {
   const bool whole =
       !cost_->by_block() || std::any_of(graph_->stages().begin(), graph_->stages().end(),
                                         [](const Stage& s) { return s.kind == Kind::Opaque; });
-  const Index capacity = whole || count == 1 ? count : kChunk;
+  const Index lanes = lanes_for(kernels_.vector, count);
+  const Index capacity = whole ? count : lanes < kLanes ? lanes : kChunk;
   if (!objective_ || objective_->plan().options().batch != capacity) {
     PlanOptions options;
     options.batch = capacity;

@@ -53,12 +53,13 @@ template <class T> void sparse_products(const SparseProducts<T>& p) {
       for (Index s = 0; s < p.segments; ++s)
         sum = math::fma(a[s * p.a_segment], b[s * p.b_segment], sum);
     } else {
-      V even(T(0)), odd(T(0));  // kLanes is an even number of vectors
+      V even(T(0)), odd(T(0));
       for (Index s = 0; s < p.segments; ++s) {
         const T *x = a + s * p.a_segment, *y = b + s * p.b_segment;
         for (Index lane = 0; lane < p.lanes; lane += 2 * V::size) {
           even = fma(V::load(x + lane), V::load(y + lane), even);
-          odd = fma(V::load(x + lane + V::size), V::load(y + lane + V::size), odd);
+          if (lane + V::size < p.lanes)
+            odd = fma(V::load(x + lane + V::size), V::load(y + lane + V::size), odd);
         }
       }
       sum = reduce_add(even + odd);

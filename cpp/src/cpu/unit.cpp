@@ -19,6 +19,7 @@ inline namespace GRADSTACK_UNIT {
 template <class T>
 inline constexpr Kernels<T> kTable = {
     .name = GS_UNIT_STRING,
+    .vector = Vec<T>::size,
     .gemm = gemm<T>,
     .gemv = gemv<T>,
     .gemv_t = gemv_t<T>,

@@ -250,6 +250,7 @@ template <class T, class Rule> struct Update {
 template <class T>
 constexpr Kernels<T> kTable = {
     .name = "reference",
+    .vector = 1,
     .gemm = gemm<T>,
     .gemv = gemv<T>,
     .gemv_t = gemv_t<T>,
