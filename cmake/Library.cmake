@@ -5,7 +5,8 @@ find_package(Threads REQUIRED)
 include(cmake/Kernels.cmake)
 
 file(GLOB core_sources CONFIGURE_DEPENDS
-  cpp/src/*.cpp cpp/src/blocks/*.cpp cpp/src/calculus/*.cpp cpp/src/reference/*.cpp cpp/src/cpu/*.cpp)
+  cpp/src/*.cpp cpp/src/blocks/*.cpp cpp/src/calculus/*.cpp cpp/src/reference/*.cpp cpp/src/cpu/*.cpp
+  cpp/src/device/*.cpp)
 list(FILTER core_sources EXCLUDE REGEX "/cpu/(unit|stub)\\.cpp$")
 
 add_library(gradstack STATIC ${core_sources} ${GRADSTACK_KERNEL_OBJECTS})

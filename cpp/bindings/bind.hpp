@@ -13,5 +13,6 @@ template <class T> void bind_backprop(py::module_& m);
 template <class T> void bind_trainer(py::module_& m);
 template <class T> void bind_calculus(py::module_& m);
 template <class T> void bind_search(py::module_& m);
+void bind_device(py::module_& m);  // float32
 
 }  // namespace gradstack::bindings

@@ -4,7 +4,7 @@
 #include "bind.hpp"
 #include "gradstack/registry.hpp"
 #include "gradstack/trainer.hpp"
-#include "signals.hpp"
+#include "py_trainer.hpp"
 
 namespace gradstack::bindings {
 namespace {
@@ -30,19 +30,6 @@ std::shared_ptr<Optimizer<T>> make_optimizer(const std::string& rule, std::vecto
 template <class S>
 py::array_t<S> view(std::vector<py::ssize_t> shape, S* data, const py::object& owner) {
   return py::array_t<S>(std::move(shape), data, owner);
-}
-
-std::vector<char> frozen_parameters(const Graph& graph, const std::vector<std::string>& names) {
-  std::vector<char> frozen(graph.parameters().size(), 0);
-  for (const std::string& name : names) {
-    const auto& parameters = graph.parameters();
-    const auto found = std::find_if(parameters.begin(), parameters.end(),
-                                    [&](const Parameter& p) { return p.name == name; });
-    if (found == parameters.end())
-      throw py::value_error("frozen: the net has no parameter '" + name + "'");
-    frozen[static_cast<std::size_t>(found - parameters.begin())] = 1;
-  }
-  return frozen;
 }
 
 // Steps of an optimiser with gradients that the caller has computed.
@@ -72,80 +59,6 @@ template <class T> class PyUpdater {
   std::vector<T> gradient_;
 };
 
-template <class T> class PyTrainer {
- public:
-  PyTrainer(const std::shared_ptr<Graph>& graph, std::shared_ptr<Cost<T>> cost,
-            std::shared_ptr<Optimizer<T>> optimizer, const std::vector<std::string>& frozen)
-      : cost_(std::move(cost)),
-        trainer_(graph, active_kernels<T>(), cost_, std::move(optimizer),
-                 frozen_parameters(*graph, frozen)) {}
-
-  double step(const py::object& w, const std::vector<py::object>& xs, const py::object& y,
-              const py::object& sample_weight, double lr, int threads, bool train,
-              std::uint64_t seed) {
-    T* weights = vector_view<T>(w, "w", trainer_.graph().n_params(), true);
-    const auto [batch, target] = make_batch(trainer_.graph(), xs, y, sample_weight, *cost_);
-    const py::gil_scoped_release release;
-    return trainer_.step(weights, batch, target, lr, threads, train, seed);
-  }
-
-  void begin(const py::object& w, const std::vector<py::object>& X, const py::object& y,
-             const py::object& sample_weight, Index batch_size, bool shuffle, std::uint64_t seed,
-             int threads, bool check_finite, bool allow_nonfinite_loss) {
-    T* weights = vector_view<T>(w, "w", trainer_.graph().n_params(), true);
-    const auto [data, target] = make_batch(trainer_.graph(), X, y, sample_weight, *cost_);
-    kept_ = py::make_tuple(w, X, y, sample_weight);  // the core reads them while it runs
-    FitOptions options;
-    options.batch_size = batch_size;
-    options.shuffle = shuffle;
-    options.seed = seed;
-    options.threads = threads;
-    options.check_finite = check_finite;
-    options.allow_non_finite = allow_nonfinite_loss;
-    trainer_.begin(weights, data, target, options);
-  }
-
-  std::vector<double> run(
-      const py::array_t<double, py::array::c_style | py::array::forcecast>& lrs) {
-    const double* rates = lrs.data();
-    const Index n = lrs.size();
-    return interruptible([&](const std::function<bool()>& interrupted) {
-      return trainer_.run(rates, n, interrupted);
-    });
-  }
-
-  py::dict position() const {
-    const Position& p = trainer_.position;
-    py::dict state;
-    state["epoch"] = p.epoch;
-    state["step_in_epoch"] = p.step_in_epoch;
-    state["step"] = p.step;
-    state["loss_sum"] = p.loss_sum;
-    state["weight_sum"] = p.weight_sum;
-    return state;
-  }
-
-  void seek(const py::dict& state) {
-    Position p;
-    p.epoch = state["epoch"].cast<std::int64_t>();
-    p.step_in_epoch = state["step_in_epoch"].cast<std::int64_t>();
-    p.step = state["step"].cast<std::int64_t>();
-    p.loss_sum = state["loss_sum"].cast<double>();
-    p.weight_sum = state["weight_sum"].cast<double>();
-    if (p.epoch < 0 || p.step < 0 || p.step_in_epoch < 0 ||
-        p.step_in_epoch >= trainer_.steps_per_epoch())
-      throw py::value_error("seek: the position lies outside the epoch");
-    trainer_.position = p;
-  }
-
-  const Trainer<T>& core() const { return trainer_; }
-
- private:
-  std::shared_ptr<Cost<T>> cost_;
-  Trainer<T> trainer_;
-  py::object kept_;
-};
-
 }  // namespace
 
 template <class T> void bind_trainer(py::module_& m) {
@@ -172,27 +85,17 @@ template <class T> void bind_trainer(py::module_& m) {
           py::init<std::shared_ptr<Graph>, std::shared_ptr<Opt>, const std::vector<std::string>&>(),
           arg("graph"), arg("optimizer"), py::kw_only(), arg("frozen") = std::vector<std::string>{})
       .def("step", &Up::step, arg("w"), arg("dw"), arg("lr"));
-  using Tr = PyTrainer<T>;
-  py::class_<Tr>(m, "Trainer")
-      .def(py::init<const std::shared_ptr<Graph>&, std::shared_ptr<Cost<T>>, std::shared_ptr<Opt>,
-                    const std::vector<std::string>&>(),
-           arg("graph"), arg("cost"), arg("optimizer"), py::kw_only(),
-           arg("frozen") = std::vector<std::string>{})
-      .def("step", &Tr::step, arg("w"), arg("xs"), arg("y"), arg("sample_weight"), arg("lr"),
-           arg("threads") = 0, arg("train") = true, arg("seed") = 0)
-      .def("begin", &Tr::begin, arg("w"), arg("X"), arg("y"), arg("sample_weight"), py::kw_only(),
-           arg("batch_size"), arg("shuffle"), arg("seed"), arg("threads"), arg("check_finite"),
-           arg("allow_nonfinite_loss"))
-      .def("run", &Tr::run, arg("lrs"))
-      .def_property_readonly("position", &Tr::position)
-      .def("seek", &Tr::seek, arg("position"))
-      .def_property_readonly("epoch", [](const Tr& t) { return t.core().position.epoch; })
-      .def_property_readonly("step_in_epoch",
-                             [](const Tr& t) { return t.core().position.step_in_epoch; })
-      .def_property_readonly("global_step", [](const Tr& t) { return t.core().position.step; })
-      .def_property_readonly("steps_per_epoch",
-                             [](const Tr& t) { return t.core().steps_per_epoch(); })
-      .def_property_readonly("last_loss", [](const Tr& t) { return t.core().last_loss; });
+  using Tr = PyTrainer<T, Trainer<T>>;
+  py::class_<Tr> trainer(m, "Trainer");
+  trainer.def(
+      py::init([](const std::shared_ptr<Graph>& graph, const std::shared_ptr<Cost<T>>& cost,
+                  std::shared_ptr<Opt> optimizer, const std::vector<std::string>& frozen) {
+        return std::make_unique<Tr>(cost, graph, active_kernels<T>(), cost, std::move(optimizer),
+                                    frozen_parameters(*graph, frozen));
+      }),
+      arg("graph"), arg("cost"), arg("optimizer"), py::kw_only(),
+      arg("frozen") = std::vector<std::string>{});
+  def_trainer(trainer);
 }
 
 template void bind_trainer<float>(py::module_&);

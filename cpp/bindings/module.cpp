@@ -26,4 +26,6 @@ PYBIND11_MODULE(_core, m) {
   bindings::bind_graph(m);
   bindings::bind_dtype<float>(m, "f32");
   bindings::bind_dtype<double>(m, "f64");
+  pybind11::module_ device = m.def_submodule("device");
+  bindings::bind_device(device);
 }

@@ -70,17 +70,22 @@ Updater<T>::Updater(const Graph& graph, const Kernels<T>& kernels, Optimizer<T>&
   piece_norms_.resize(pieces_.size());
 }
 
+template <class T>
+void open_step(Optimizer<T>& optimizer, double lr, double* with_decay, double* without_decay) {
+  const std::int64_t t = optimizer.steps + 1;
+  double* scalars = optimizer.scalars().data();
+  double hyper[kMaxHyper];
+  std::copy(optimizer.hyper().begin(), optimizer.hyper().end(), hyper);
+  rule_constants(optimizer.rule(), hyper, lr, t, scalars, with_decay);
+  if (const int decay = weight_decay_index(optimizer.rule()); decay >= 0) hyper[decay] = 0;
+  rule_constants(optimizer.rule(), hyper, lr, t, scalars, without_decay);
+  optimizer.steps = t;
+}
+
 template <class T> void Updater<T>::begin(T* w, double lr) {
   w_ = w;
-  const std::int64_t t = optimizer_.steps + 1;
-  std::vector<double>& scalars = optimizer_.scalars();
-  scalars_before_ = scalars;
-  double hyper[kMaxHyper];
-  std::copy(optimizer_.hyper().begin(), optimizer_.hyper().end(), hyper);
-  rule_constants(optimizer_.rule(), hyper, lr, t, scalars.data(), with_decay_);
-  if (const int decay = weight_decay_index(optimizer_.rule()); decay >= 0) hyper[decay] = 0;
-  rule_constants(optimizer_.rule(), hyper, lr, t, scalars.data(), without_decay_);
-  optimizer_.steps = t;
+  scalars_before_ = optimizer_.scalars();
+  open_step(optimizer_, lr, with_decay_, without_decay_);
 }
 
 template <class T> void Updater<T>::cancel() {
@@ -131,6 +136,20 @@ template <class T> void Updater<T>::piece_range(Index piece, Index* begin, Index
   *n = p.n;
 }
 
+template <class T> void Updater<T>::entries(std::uint8_t* what) const {
+  std::fill_n(what, graph_.n_params(), std::uint8_t{0});
+  for (std::size_t id = 0; id < frozen_.size(); ++id) {
+    if (frozen_[id]) continue;
+    const Parameter& p = graph_.parameters()[id];
+    const bool decays = optimizer_.options().decay_bias || !is_bias_[id];
+    for (Index i = 0; i < p.size; ++i) {
+      const bool connected = !masks_[id] || (*masks_[id])[static_cast<std::size_t>(i)] != 0;
+      what[p.offset + i] = static_cast<std::uint8_t>(
+          kUpdatesState | (connected ? kMoves : 0) | (decays ? kDecays : 0));
+    }
+  }
+}
+
 template <class T> void Updater<T>::apply_all(const Worker& worker, T* g) {
   if (!fusable()) clip_norm(worker, g);
   worker.for_each(pieces(), [&](Index piece) { apply_piece(piece, g); });
@@ -168,6 +187,8 @@ template <class T> void Updater<T>::clip_norm(const Worker& worker, T* g) {
   // No barrier: a worker updates the same pieces that it has scaled.
 }
 
+template void open_step(Optimizer<float>&, double, double*, double*);
+template void open_step(Optimizer<double>&, double, double*, double*);
 template class Optimizer<float>;
 template class Optimizer<double>;
 template class Updater<float>;

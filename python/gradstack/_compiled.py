@@ -50,6 +50,7 @@ class Compiled:
         self.signature = signature(root)
         self.clock = clock.now
         self._programs: dict[np.dtype[Any], Any] = {}
+        self._device_programs: dict[str, Any] = {}
 
     def program(self, dtype: np.dtype[Any]) -> Any:
         """The program that runs the graph in `dtype`."""
@@ -57,6 +58,27 @@ class Compiled:
         if program is None:
             program = self._programs[dtype] = core_for(dtype).Program(self.graph)
         return program
+
+
+def program_on(compiled: Compiled, dtype: np.dtype[Any], device: str, owner: str) -> Any:
+    """The program that runs a graph on a device."""
+    if device == "cpu":
+        return compiled.program(dtype)
+    from gradstack._device import open_device, require_float32
+
+    require_float32(device, dtype, owner)
+    program = compiled._device_programs.get(device)
+    if program is None:
+        program = _core.device.DeviceProgram(compiled.graph, open_device(device))
+        compiled._device_programs[device] = program
+    return program
+
+
+def program_for(net: Module, inputs: Inputs) -> Any:
+    """The program of a call, on the device that the net is on."""
+    if net._device == "cpu":
+        return inputs.program
+    return program_on(inputs.compiled, inputs.dtype, net._device, type(net).__name__)
 
 
 def signature(root: Module) -> Signature:
@@ -360,8 +382,9 @@ def call(net: Module, xs: Sequence[Any], *, w: Any = None, out: Any = None) -> A
         inputs.xs = [x.copy() for x in inputs.xs]
     vector = parameters_for(net, inputs, w)
     options = run_options(net, compiled)
+    program = program_for(net, inputs)
     if outs is None or any(compiled.discrete):
-        result = inputs.outputs(inputs.program.forward(vector, inputs.xs, **options))
+        result = inputs.outputs(program.forward(vector, inputs.xs, **options))
         if out is None:
             if w is None and not options:
                 _offer_fast_path(net, inputs)
@@ -371,7 +394,7 @@ def call(net: Module, xs: Sequence[Any], *, w: Any = None, out: Any = None) -> A
         for target, value in zip(targets, values, strict=True):
             target[...] = value
         return out
-    inputs.program.forward(vector, inputs.xs, outs=outs, **options)
+    program.forward(vector, inputs.xs, outs=outs, **options)
     if w is None and not options:
         _offer_fast_path(net, inputs)
     return out
@@ -447,5 +470,5 @@ class FastCall:
 def _offer_fast_path(net: Module, inputs: Inputs) -> None:
     compiled = inputs.compiled
     plain = compiled.single_output and len(inputs.shapes) == 1 and not any(compiled.discrete)
-    if plain and net.w.size:
+    if plain and net.w.size and net._device == "cpu":
         net.__dict__["_fast"] = FastCall(net, inputs)

@@ -299,5 +299,35 @@ class _Typed:
         threads: int = ...,
     ) -> float: ...
 
+class _OpenDevice(Protocol):
+    @property
+    def name(self) -> str: ...
+
+class _Device:
+    """Devices with memory of their own; float32."""
+
+    def Device(self, capsule: Any) -> _OpenDevice: ...
+    def DeviceProgram(self, graph: Graph, device: _OpenDevice) -> _Program: ...
+    def DeviceTrainer(
+        self,
+        graph: Graph,
+        cost: _Cost,
+        optimizer: _Optimizer,
+        device: _OpenDevice,
+        *,
+        frozen: Sequence[str] = ...,
+    ) -> _Trainer: ...
+    def evaluate(
+        self,
+        program: _Program,
+        w: _Array,
+        X: Sequence[_Array],
+        y: _Array | None,
+        cost: _Cost,
+        sample_weight: _Array | None = ...,
+        threads: int = ...,
+    ) -> float: ...
+
 f32: _Typed
 f64: _Typed
+device: _Device

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from gradstack import _core
 from gradstack._compiled import Compiled, core_for
 from gradstack._data import Data, training_graph
+from gradstack._device import open_device, require_float32
 from gradstack._flat import clock
 from gradstack._problem import BatchProblem
 from gradstack.nn.cost import Cost
@@ -34,6 +36,7 @@ class Options(NamedTuple):
     seed: int
     threads: int  # 0: automatic
     allow_non_finite: bool
+    device: str = "cpu"
 
 
 class Epoch(NamedTuple):
@@ -94,8 +97,30 @@ def make_engine(
     if isinstance(optimizer, RuleOptimizer):
         return CoreEngine(net, compiled, cost, optimizer, data, options)
     if isinstance(optimizer, PythonOptimizer):
+        if options.device != "cpu":
+            raise ValueError(
+                f"[{type(optimizer).__name__}] trains on the CPU only, got device "
+                f"{options.device!r}"
+            )
         return PythonEngine(net, compiled, cost, optimizer, data, options)
     raise TypeError(f"optimizer must be one of gradstack.optim, got {type(optimizer).__name__}")
+
+
+def core_trainer(
+    net: Module, compiled: Compiled, cost: Cost, optimizer: RuleOptimizer, device: str
+) -> Any:
+    """The core's trainer of a net on a device."""
+    dtype = net.w.dtype
+    frozen = frozen_names(net)
+    if device == "cpu":
+        return core_for(dtype).Trainer(
+            compiled.graph, cost._core_cost(dtype), optimizer.core_optimizer(net), frozen=frozen
+        )
+    require_float32(device, dtype, type(net).__name__)
+    opened = open_device(device)
+    return _core.device.DeviceTrainer(
+        compiled.graph, cost._core_cost(dtype), optimizer.core_optimizer(net), opened, frozen=frozen
+    )
 
 
 class CoreEngine:
@@ -122,12 +147,7 @@ class CoreEngine:
     def _open(self, compiled: Compiled) -> None:
         net, options = self._net, self._options
         w = net.w
-        self._trainer = core_for(w.dtype).Trainer(
-            compiled.graph,
-            self._cost._core_cost(w.dtype),
-            self._optimizer.core_optimizer(net),
-            frozen=frozen_names(net),
-        )
+        self._trainer = core_trainer(net, compiled, self._cost, self._optimizer, options.device)
         self._trainer.begin(
             w,
             self._data.xs,

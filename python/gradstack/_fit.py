@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from gradstack import _core
 from gradstack._arrays import as_count
 from gradstack._callbacks import Callbacks, EarlyStopping, FitState, StopWatch
 from gradstack._checkpoint import Checkpoint, Keeper, fingerprint
-from gradstack._compiled import compiled_for, core_for
+from gradstack._compiled import compiled_for, core_for, program_on
 from gradstack._data import Data, read_data, settle_shapes, training_graph
+from gradstack._device import open_device
 from gradstack._engine import Engine, Epoch, Options, make_engine
 from gradstack._history import History
 from gradstack._progress import Progress, make_progress
@@ -85,7 +87,9 @@ def fit(
     num_threads : int or None
         None: as many as pay.
     device : str
-        "cpu".
+        "cpu", or "cuda" ("cuda:N") to train on a GPU: the data set is copied there as a whole, the
+        samples come in the same order and dropout has the same masks as on the CPU, so results
+        agree to float32's rounding.
     errors : str
         "raise": stop when a loss is NaN or infinite; "ignore": carry on.
 
@@ -121,8 +125,7 @@ def fit(
     if isinstance(optimizer, type) or not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be an instance such as optim.Adam(), got {optimizer!r}")
     epochs = as_count(epochs, "epochs", low=0)
-    if device != "cpu":
-        raise ValueError(f"device must be 'cpu', got {device!r}")
+    open_device(device)
     if errors not in ("raise", "ignore"):
         raise ValueError(f"errors must be 'raise' or 'ignore', got {errors!r}")
     options = Options(
@@ -131,6 +134,7 @@ def fit(
         seed=as_count(seed, "seed", low=0),
         threads=0 if num_threads is None else as_count(num_threads, "num_threads"),
         allow_non_finite=errors == "ignore",
+        device=device,
     )
     if early_stopping is not None and not isinstance(early_stopping, EarlyStopping):
         raise TypeError(f"early_stopping must be a gs.EarlyStopping, got {early_stopping!r}")
@@ -153,7 +157,7 @@ def fit(
     loop = _Loop(
         net, cost, optimizer, engine, epochs, Callbacks(callbacks), watch, keeper, held_out
     )
-    return loop.run(bool(progress), options.threads)
+    return loop.run(bool(progress), options)
 
 
 def _read_validation(
@@ -196,9 +200,9 @@ class _Loop:
         self.progress: Progress | None = None
         self.stride = 1  # steps between updates of the progress bar
 
-    def run(self, progress: bool, threads: int) -> History:
+    def run(self, progress: bool, options: Options) -> History:
         """Train until the last epoch, or until something stops it."""
-        self.threads = threads
+        self.options = options
         history = self.keeper.resume() if self.keeper else None
         resumed = history is not None
         self.history = history = history or History()
@@ -302,15 +306,18 @@ class _Loop:
         net = self.net
         w = net.w
         # Without dropout, whatever the mode of the net.
-        program = compiled_for(net, self._shapes()).program(w.dtype)
-        loss = core_for(w.dtype).evaluate(
+        device = self.options.device
+        compiled = compiled_for(net, self._shapes())
+        program = program_on(compiled, w.dtype, device, type(net).__name__)
+        core = core_for(w.dtype) if device == "cpu" else _core.device
+        loss = core.evaluate(
             program,
             w,
             data.xs,
             data.y,
             self.cost._core_cost(w.dtype),
             data.weight,
-            threads=self.threads,
+            threads=self.options.threads,
         )
         return float(loss)
 

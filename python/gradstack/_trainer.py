@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradstack._arrays import as_count
-from gradstack._compiled import core_for, read, split_inputs
+from gradstack._compiled import read, split_inputs
 from gradstack._data import training_graph
-from gradstack._engine import frozen_names
+from gradstack._device import open_device
+from gradstack._engine import core_trainer
 from gradstack._flat import clock
 from gradstack._problem import BatchProblem
 from gradstack.functional import read_target, require_cost, require_net
@@ -36,6 +37,9 @@ class Trainer:
         None: as many as pay.
     seed : int
         Seeds dropout.
+    device : str
+        "cpu", or "cuda" ("cuda:N"): every step copies the batch, ``net.w`` and the optimiser's
+        state to the GPU and back; `gradstack.fit` copies them once an epoch.
 
     Examples
     --------
@@ -57,7 +61,9 @@ class Trainer:
         *,
         num_threads: int | None = None,
         seed: int = 0,
+        device: str = "cpu",
     ) -> None:
+        open_device(device)
         self.net = require_net(net)
         self.cost = require_cost(cost)
         if not isinstance(optimizer, (RuleOptimizer, PythonOptimizer)):
@@ -66,7 +72,12 @@ class Trainer:
             )
         if not net.w.size:
             raise ValueError(f"[{type(net).__name__}] has no parameters to train")
+        if device != "cpu" and isinstance(optimizer, PythonOptimizer):
+            raise ValueError(
+                f"[{type(optimizer).__name__}] trains on the CPU only, got device {device!r}"
+            )
         self.optimizer = optimizer
+        self._device = device
         self._threads = 0 if num_threads is None else as_count(num_threads, "num_threads")
         self._seed = as_count(seed, "seed", low=0)
         self._compiled: Compiled | None = None
@@ -132,12 +143,7 @@ class Trainer:
             return self._python_step(optimizer, compiled, (inputs.xs, target, weight), lr)
         assert isinstance(optimizer, RuleOptimizer)
         if self._compiled is not compiled or self._built != clock.now:
-            self._core = core_for(w.dtype).Trainer(
-                compiled.graph,
-                cost._core_cost(w.dtype),
-                optimizer.core_optimizer(net),
-                frozen=frozen_names(net),
-            )
+            self._core = core_trainer(net, compiled, cost, optimizer, self._device)
             self._compiled, self._w, self._dtype = compiled, w, w.dtype
             self._built = clock.now
         plain = len(inputs.xs) == 1 and target is not None

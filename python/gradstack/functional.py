@@ -16,6 +16,7 @@ from gradstack._compiled import (
     Inputs,
     call,
     parameters_for,
+    program_for,
     read,
     run_options,
     split_inputs,
@@ -129,7 +130,7 @@ def vjp(net: Module, x: Any, w: Any = None) -> tuple[Any, Pullback]:
     if inputs.count == 0:
         ys = [np.empty((0, n), inputs.dtype) for n in inputs.compiled.out_sizes]
         return inputs.outputs(ys), Pullback(inputs, None, vector.size)
-    at = inputs.program.vjp(vector, inputs.xs, **run_options(net, inputs.compiled))
+    at = program_for(net, inputs).vjp(vector, inputs.xs, **run_options(net, inputs.compiled))
     return inputs.outputs(at.outputs), Pullback(inputs, at, vector.size)
 
 
@@ -227,7 +228,7 @@ def value_and_grad(
     if inputs.count == 0:
         raise ValueError("x has no samples, the average loss is undefined")
     vector = parameters_for(net, inputs, w)
-    loss, dw = inputs.program.value_and_grad(
+    loss, dw = program_for(net, inputs).value_and_grad(
         vector,
         inputs.xs,
         target,

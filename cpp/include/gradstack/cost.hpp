@@ -63,6 +63,9 @@ template <class T> class TableCost final : public Cost<T> {
   bool by_block() const override { return true; }
   void block(const Kernels<T>& kernels, CostArgs<T> args) const override;
   const std::string& name() const { return name_; }
+  int id() const { return id_; }
+  const std::vector<double>& params() const { return params_; }  // kMaxCostParams
+  const std::vector<T>& class_weight() const { return class_weight_; }
 
  private:
   std::string name_;

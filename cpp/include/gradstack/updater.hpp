@@ -47,6 +47,10 @@ template <class T> class Optimizer {
   std::vector<double> scalars_;
 };
 
+// The rule's constants of step `optimizer.steps + 1`, which becomes the current one.
+template <class T>
+void open_step(Optimizer<T>& optimizer, double lr, double* with_decay, double* without_decay);
+
 template <class T> class Updater {
  public:
   Updater(const Graph& graph, const Kernels<T>& kernels, Optimizer<T>& optimizer,
@@ -65,6 +69,8 @@ template <class T> class Updater {
   Index pieces() const { return static_cast<Index>(pieces_.size()); }
   void apply_piece(Index piece, T* g);
   void piece_range(Index piece, Index* begin, Index* n) const;
+  // Bits of EntryUpdate for every entry of w, n_params of them.
+  void entries(std::uint8_t* what) const;
   // False if the whole gradient must be known before any of it is used (clipping by norm).
   bool fusable() const { return optimizer_.options().clip_norm == 0; }
 

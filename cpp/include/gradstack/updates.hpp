@@ -29,6 +29,9 @@ inline constexpr int kMaxState = 4;
 inline constexpr int kMaxUpdateScalars = 2;
 inline constexpr int kMaxUpdateConstants = 8;
 
+// What an update may do to an entry of w; an entry without bits is left alone, state and all.
+enum EntryUpdate : std::uint8_t { kUpdatesState = 1, kMoves = 2, kDecays = 4 };
+
 struct UpdateInfo {
   const char* name;        // as in find_rule("adam")
   const char* class_name;  // as in optim.Adam

@@ -26,6 +26,7 @@ _CACHES: dict[str, Any] = {
     "_traces": None,
     "_fast": None,
     "_fast_jacobian": None,
+    "_device": "cpu",
 }
 
 
@@ -88,6 +89,7 @@ class Module(metaclass=_ModuleMeta):
     _traces: dict[Any, _compiled.Compiled] | None
     _fast: _compiled.FastCall | None
     _fast_jacobian: Any
+    _device: str
 
     def __init__(self) -> None:
         self.__dict__.update(
@@ -363,6 +365,50 @@ class Module(metaclass=_ModuleMeta):
     def unfreeze(self: M) -> M:
         """Let training change the parameters of this module again."""
         return self.requires_grad_(True)
+
+    def to(self: M, device: str) -> M:
+        """Choose where calls of this net, `vjp` and `value_and_grad` are computed.
+
+        The parameters stay in ``net.w``, in the host's memory, and go with every call. All other
+        derivatives are computed by the CPU, wherever the net is. Copies, and nets that were
+        pickled, are on the CPU.
+
+        Parameters
+        ----------
+        device : str
+            "cpu", "cuda", or "cuda:N" for one of several GPUs.
+
+        Returns
+        -------
+        Module
+            The net itself.
+
+        Raises
+        ------
+        ValueError
+            An unknown device, or a float64 net on a GPU.
+        RuntimeError
+            The CUDA module, the driver or the device is missing; the message says which.
+
+        Examples
+        --------
+        >>> from gradstack import nn
+        >>> nn.Linear(2, 1).to("cpu").device
+        'cpu'
+        """
+        from gradstack._device import open_device, require_float32
+
+        open_device(device)
+        if self.w.size:
+            require_float32(device, self.w.dtype, type(self).__name__)
+        self.__dict__["_device"] = device
+        clock.now += 1
+        return self
+
+    @property
+    def device(self) -> str:
+        """Where calls are computed, see `to`."""
+        return self._device
 
     # State ------------------------------------------------------------------------------------
 

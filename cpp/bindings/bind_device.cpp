@@ -1,0 +1,79 @@
+// Devices: opened by the extension gradstack._cuda, used from here.
+#include "gradstack/device_program.hpp"
+#include "gradstack/device_trainer.hpp"
+#include "py_program.hpp"
+#include "py_trainer.hpp"
+
+namespace gradstack::bindings {
+namespace {
+
+// What _cuda.open returns; made from the same sources or refused.
+constexpr const char* kCapsule = "gradstack.device " GRADSTACK_VERSION;
+
+struct Device {
+  std::shared_ptr<DeviceQueue> queue;
+};
+
+Device from_capsule(const py::object& object) {
+  if (!PyCapsule_IsValid(object.ptr(), kCapsule))
+    throw py::type_error(std::string("capsule: expected a '") + kCapsule +
+                         "' of gradstack._cuda.open");
+  return {*static_cast<std::shared_ptr<DeviceQueue>*>(PyCapsule_GetPointer(object.ptr(), kCapsule))};
+}
+
+// Devices are opened, used and left without the GIL: they wait for the hardware.
+std::unique_ptr<DeviceLinearization> linearize(DeviceProgram& program, const py::object& w,
+                                               const std::vector<py::object>& xs,
+                                               const CallOptions& options) {
+  Index count = 0;
+  const std::vector<RowSource> views = input_views(program.graph(), xs, &count);
+  const float* weights = vector_view<float>(w, "w", program.graph().n_params(), false);
+  const py::gil_scoped_release release;
+  return std::make_unique<DeviceLinearization>(program.shared_graph(), program.queue(), weights,
+                                               views, count, options);
+}
+
+}  // namespace
+
+void bind_device(py::module_& m) {
+  using py::arg;
+  using Opt = Optimizer<float>;
+  py::register_local_exception<DeviceError>(m, "DeviceError", PyExc_RuntimeError);
+  py::register_local_exception<DeviceOutOfMemory>(m, "DeviceOutOfMemory", PyExc_MemoryError);
+  py::class_<Device>(m, "Device")
+      .def(py::init(&from_capsule), arg("capsule"))
+      .def_property_readonly("name", [](const Device& d) { return d.queue->name(); });
+
+  py::class_<DeviceLinearization> linearization(m, "DeviceLinearization");
+  def_linearization<float>(linearization);
+  py::class_<DeviceProgram> program(m, "DeviceProgram");
+  program
+      .def(py::init([](const std::shared_ptr<Graph>& graph, const Device& device) {
+             if (!graph->finished()) throw py::value_error("graph: finish() comes first");
+             return std::make_unique<DeviceProgram>(graph, device.queue);
+           }),
+           arg("graph"), arg("device"))
+      .def(
+          "vjp",
+          [](DeviceProgram& p, const py::object& w, const std::vector<py::object>& xs, bool train,
+             std::uint64_t seed, std::int64_t step, int threads) {
+            return linearize(p, w, xs, call_options(train, seed, step, threads));
+          },
+          arg("w"), arg("xs"), py::kw_only(), arg("train") = false, arg("seed") = 0,
+          arg("step") = 0, arg("threads") = 0);
+  def_program<float>(m, program);
+
+  using Tr = PyTrainer<float, DeviceTrainer>;
+  py::class_<Tr> trainer(m, "DeviceTrainer");
+  trainer.def(py::init([](const std::shared_ptr<Graph>& graph,
+                          const std::shared_ptr<Cost<float>>& cost, std::shared_ptr<Opt> optimizer,
+                          const Device& device, const std::vector<std::string>& frozen) {
+                return std::make_unique<Tr>(cost, graph, device.queue, cost, std::move(optimizer),
+                                            frozen_parameters(*graph, frozen));
+              }),
+              arg("graph"), arg("cost"), arg("optimizer"), arg("device"), py::kw_only(),
+              arg("frozen") = std::vector<std::string>{});
+  def_trainer(trainer);
+}
+
+}  // namespace gradstack::bindings

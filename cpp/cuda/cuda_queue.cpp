@@ -1,0 +1,352 @@
+// The queue of a GPU: memory, matrix products by cuBLASLt, recordings as CUDA graphs. Compiled by
+// the host's compiler; kernels.cu has the kernels.
+#include <cublasLt.h>
+#include <pthread.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <map>
+#include <tuple>
+
+#include "cuda_device.hpp"
+#include "cuda_launch.hpp"
+
+namespace gradstack::device {
+namespace {
+
+// CUDA does not survive a fork: the child would use memory and locks of its parent's driver.
+std::atomic<bool> forked{false};
+std::atomic<bool> fork_watched{false};
+
+void watch_forks() {
+  if (!fork_watched.exchange(true)) pthread_atfork(nullptr, nullptr, [] { forked = true; });
+}
+
+void check_process() {
+  if (forked)
+    throw DeviceError(
+        "CUDA was in use when this process was forked, which CUDA does not support: use the "
+        "device in the parent alone, or start processes with multiprocessing's 'spawn'");
+}
+
+void check(cublasStatus_t status, const char* what) {
+  if (status != CUBLAS_STATUS_SUCCESS)
+    throw DeviceError(std::string("cuBLASLt: ") + what + ": " + cublasLtGetStatusString(status));
+}
+
+std::string mebibytes(std::size_t bytes) {
+  return std::to_string((bytes + (1 << 20) - 1) >> 20) + " MiB";
+}
+
+class Recording final : public DeviceRecording {
+ public:
+  explicit Recording(cudaGraphExec_t graph) : exec(graph) {}
+  ~Recording() override {
+    if (!forked) cudaGraphExecDestroy(exec);
+  }
+  cudaGraphExec_t exec;
+};
+
+template <class Handle, cublasStatus_t (*kDestroy)(Handle)> struct Owned {
+  Handle handle = nullptr;
+  Owned() = default;
+  Owned(const Owned&) = delete;
+  Owned& operator=(const Owned&) = delete;
+  ~Owned() {
+    if (handle && !forked) kDestroy(handle);
+  }
+};
+using Descriptor = Owned<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy>;
+using Matrix = Owned<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
+using Preference = Owned<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy>;
+
+// The largest power of two that divides the address, at most 256: what algorithms may load at once.
+std::uint32_t alignment(const void* p) {
+  const auto address = reinterpret_cast<std::uintptr_t>(p);
+  std::uint32_t most = 256;
+  while (address % most) most /= 2;
+  return most;
+}
+
+class CudaQueue final : public KernelQueue<CudaLaunch> {
+ public:
+  explicit CudaQueue(int device);
+  ~CudaQueue() override;
+
+  std::string name() const override { return name_; }
+  void* allocate(std::size_t bytes, const char* what) override;
+  void release(void* memory) noexcept override;
+  void to_device(void* to, const void* host, std::size_t bytes) override;
+  void to_host(void* host, const void* from, std::size_t bytes) override;
+  void zero(void* to, std::size_t bytes) override;
+  void synchronize() override;
+  void record() override;
+  std::unique_ptr<DeviceRecording> recorded() override;
+  void abandon_recording() noexcept override;
+  void replay(const DeviceRecording& recording) override;
+  void gemm(const DeviceGemm& g) override;
+
+ private:
+  struct Algorithm {
+    bool found = false;
+    cublasLtMatmulAlgo_t algo{};
+  };
+  // Shape, transpositions, accumulation, epilogue and alignments: what a choice depends on.
+  using Key = std::tuple<Index, Index, Index, bool, bool, bool, int, std::uint32_t, std::uint32_t,
+                         std::uint32_t>;
+
+  void enter();
+  bool matmul(const DeviceGemm& g, cublasLtEpilogue_t epilogue, const void* vector);
+  void wait(const char* what);
+  void destroy() noexcept;
+
+  int device_;
+  const bool wait_for_each_ = std::getenv("GRADSTACK_CUDA_SYNC") != nullptr;
+  std::string name_;
+  cublasLtHandle_t blas_ = nullptr;
+  void* workspace_ = nullptr;
+  static constexpr std::size_t kWorkspace = std::size_t{32} << 20;
+  std::map<Key, Algorithm> algorithms_;
+};
+
+CudaQueue::CudaQueue(int device) : device_(device) {
+  watch_forks();
+  enter();
+  cudaDeviceProp properties{};
+  device::check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
+  name_ = properties.name;
+  launch_.processors = properties.multiProcessorCount;
+  launch_.wait = wait_for_each_;
+  try {
+    device::check(cudaStreamCreateWithFlags(&launch_.stream, cudaStreamNonBlocking),
+                  "cudaStreamCreate");
+    check(cublasLtCreate(&blas_), "cublasLtCreate");
+    workspace_ = allocate(kWorkspace, "the workspace of matrix products");
+    scratch_ = static_cast<float*>(allocate(kScratch * sizeof(float), "scratch"));
+    factor_ = static_cast<double*>(allocate(sizeof(double), "scratch"));
+  } catch (...) {
+    destroy();
+    throw;
+  }
+}
+
+CudaQueue::~CudaQueue() { destroy(); }
+
+// Errors are of no use here: the process may be about to end, with the driver gone.
+void CudaQueue::destroy() noexcept {
+  if (forked || cudaSetDevice(device_) != cudaSuccess) return;
+  if (launch_.stream) cudaStreamSynchronize(launch_.stream);
+  for (void* memory : {workspace_, static_cast<void*>(scratch_), static_cast<void*>(factor_)})
+    release(memory);
+  if (blas_) cublasLtDestroy(blas_);
+  if (launch_.stream) cudaStreamDestroy(launch_.stream);
+}
+
+// Every call: the current device is a property of the calling thread.
+void CudaQueue::enter() {
+  check_process();
+  device::check(cudaSetDevice(device_), "cudaSetDevice");
+}
+
+void* CudaQueue::allocate(std::size_t bytes, const char* what) {
+  enter();
+  void* memory = nullptr;
+  if (const cudaError_t status = cudaMalloc(&memory, bytes); status != cudaSuccess) {
+    cudaGetLastError();  // this error is not sticky: later calls must not find it
+    if (status != cudaErrorMemoryAllocation) device::check(status, "cudaMalloc");
+    std::size_t free = 0, total = 0;
+    cudaMemGetInfo(&free, &total);
+    throw DeviceOutOfMemory("out of device memory: " + mebibytes(bytes) + " wanted for " + what +
+                            ", " + mebibytes(free) + " of " + mebibytes(total) + " are free on " +
+                            name_);
+  }
+  try {
+    zero(memory, bytes);
+  } catch (...) {
+    release(memory);
+    throw;
+  }
+  return memory;
+}
+
+void CudaQueue::release(void* memory) noexcept {
+  if (!memory || forked || cudaSetDevice(device_) != cudaSuccess) return;
+  cudaFree(memory);  // waits for kernels that use it
+}
+
+void CudaQueue::wait(const char* what) {
+  if (const cudaError_t status = cudaStreamSynchronize(launch_.stream); status != cudaSuccess)
+    device::check(status, (std::string(what) + ", in kernel '" + launch_.last +
+                           "' or one before it (GRADSTACK_CUDA_SYNC=1 names it)")
+                              .c_str());
+}
+
+void CudaQueue::to_device(void* to, const void* host, std::size_t bytes) {
+  enter();
+  device::check(cudaMemcpyAsync(to, host, bytes, cudaMemcpyHostToDevice, launch_.stream),
+                "copy to the device");
+  // From pageable memory the call returns when the source has been read or staged, from page-locked
+  // memory it does not.
+  cudaPointerAttributes attributes{};
+  if (cudaPointerGetAttributes(&attributes, host) != cudaSuccess) {
+    cudaGetLastError();
+  } else if (attributes.type == cudaMemoryTypeUnregistered) {
+    return;
+  }
+  wait("copy to the device");
+}
+
+void CudaQueue::to_host(void* host, const void* from, std::size_t bytes) {
+  enter();
+  device::check(cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, launch_.stream),
+                "copy to the host");
+  wait("copy to the host");
+}
+
+void CudaQueue::zero(void* to, std::size_t bytes) {
+  enter();
+  device::check(cudaMemsetAsync(to, 0, bytes, launch_.stream), "zeroing memory");
+}
+
+void CudaQueue::synchronize() {
+  enter();
+  wait("waiting for the device");
+}
+
+void CudaQueue::record() {
+  enter();
+  launch_.wait = false;  // nothing runs while recording
+  // Other threads may go on using CUDA meanwhile.
+  device::check(cudaStreamBeginCapture(launch_.stream, cudaStreamCaptureModeThreadLocal),
+                "recording a step");
+}
+
+std::unique_ptr<DeviceRecording> CudaQueue::recorded() {
+  enter();
+  launch_.wait = wait_for_each_;
+  cudaGraph_t graph = nullptr;
+  device::check(cudaStreamEndCapture(launch_.stream, &graph), "recording a step");
+  cudaGraphExec_t exec = nullptr;
+  const cudaError_t status = cudaGraphInstantiate(&exec, graph, 0);
+  cudaGraphDestroy(graph);
+  device::check(status, "cudaGraphInstantiate");
+  return std::make_unique<Recording>(exec);
+}
+
+void CudaQueue::abandon_recording() noexcept {
+  launch_.wait = wait_for_each_;
+  if (forked) return;
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (cudaStreamIsCapturing(launch_.stream, &status) == cudaSuccess &&
+      status != cudaStreamCaptureStatusNone) {
+    cudaGraph_t graph = nullptr;
+    cudaStreamEndCapture(launch_.stream, &graph);
+    if (graph) cudaGraphDestroy(graph);
+  }
+  cudaGetLastError();
+}
+
+void CudaQueue::replay(const DeviceRecording& recording) {
+  enter();
+  launch_.last = "a recorded step";
+  device::check(cudaGraphLaunch(static_cast<const Recording&>(recording).exec, launch_.stream),
+                "replaying a step");
+  if (launch_.wait) wait("replaying a step");
+}
+
+// cuBLAS is column-major: C^T (n, m) = op(B)^T op(A)^T. Bias alone and bias gradients are epilogues
+// of the product where an algorithm offers them; bias with a pointwise function is one kernel of our
+// own behind it (cuBLASLt has ReLU and an approximate GELU, and does not say what they make of NaN).
+void CudaQueue::gemm(const DeviceGemm& g) {
+  enter();
+  launch_.last = "a matrix product";
+  if (g.bias && g.op.id < 0 && matmul(g, CUBLASLT_EPILOGUE_BIAS, g.bias)) return;
+  if (g.a_sums && matmul(g, CUBLASLT_EPILOGUE_BGRADB, g.a_sums)) return;
+  if (!matmul(g, CUBLASLT_EPILOGUE_DEFAULT, nullptr))
+    throw DeviceError("cuBLASLt has no algorithm for a matrix product");
+  if (g.bias || g.op.id >= 0) bias_forward(g.op, g.m, g.n, g.bias, g.c);
+  if (g.a_sums) column_sums(g.k, g.m, g.a, g.a_sums, false);
+}
+
+// False: no algorithm has this epilogue.
+bool CudaQueue::matmul(const DeviceGemm& g, cublasLtEpilogue_t epilogue, const void* vector) {
+  Descriptor operation;
+  Matrix a, b, c;
+  check(cublasLtMatmulDescCreate(&operation.handle, CUBLAS_COMPUTE_32F, CUDA_R_32F), "descriptor");
+  const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const auto& value) {
+    check(cublasLtMatmulDescSetAttribute(operation.handle, attribute, &value, sizeof(value)),
+          "descriptor");
+  };
+  const cublasOperation_t first = g.tb ? CUBLAS_OP_T : CUBLAS_OP_N;
+  const cublasOperation_t second = g.ta ? CUBLAS_OP_T : CUBLAS_OP_N;
+  set(CUBLASLT_MATMUL_DESC_TRANSA, first);
+  set(CUBLASLT_MATMUL_DESC_TRANSB, second);
+  set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
+  if (vector) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, vector);
+  const auto layout = [&](Matrix& matrix, Index rows, Index cols) {  // column-major
+    check(cublasLtMatrixLayoutCreate(&matrix.handle, CUDA_R_32F, static_cast<std::uint64_t>(rows),
+                                     static_cast<std::uint64_t>(cols), rows),
+          "layout");
+  };
+  layout(a, g.tb ? g.k : g.n, g.tb ? g.n : g.k);
+  layout(b, g.ta ? g.m : g.k, g.ta ? g.k : g.m);
+  layout(c, g.n, g.m);
+
+  const Key key{g.m,  g.n,  g.k,          g.ta,         g.tb,
+                g.accumulate, static_cast<int>(epilogue), alignment(g.a), alignment(g.b), alignment(g.c)};
+  auto [found, fresh] = algorithms_.try_emplace(key);
+  if (fresh) {
+    Preference preference;
+    check(cublasLtMatmulPreferenceCreate(&preference.handle), "preference");
+    const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
+      check(cublasLtMatmulPreferenceSetAttribute(preference.handle, attribute, &value,
+                                                 sizeof(value)),
+            "preference");
+    };
+    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspace);
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment(g.b));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment(g.a));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment(g.c));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment(g.c));
+    cublasLtMatmulHeuristicResult_t result{};
+    int results = 0;
+    const cublasStatus_t status =
+        cublasLtMatmulAlgoGetHeuristic(blas_, operation.handle, a.handle, b.handle, c.handle,
+                                       c.handle, preference.handle, 1, &result, &results);
+    found->second.found = status == CUBLAS_STATUS_SUCCESS && results > 0 &&
+                          result.state == CUBLAS_STATUS_SUCCESS;
+    found->second.algo = result.algo;
+  }
+  if (!found->second.found) return false;
+  const float one = 1, beta = g.accumulate ? 1.0F : 0.0F;
+  check(cublasLtMatmul(blas_, operation.handle, &one, g.b, a.handle, g.a, b.handle, &beta, g.c,
+                       c.handle, g.c, c.handle, &found->second.algo, workspace_, kWorkspace,
+                       launch_.stream),
+        "matrix product");
+  if (launch_.wait) wait("a matrix product");
+  return true;
+}
+
+}  // namespace
+
+void check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess)
+    throw DeviceError(std::string("CUDA: ") + what + ": " + cudaGetErrorName(status) + ", " +
+                      cudaGetErrorString(status));
+}
+
+Devices devices() {
+  Devices found;
+  cudaDriverGetVersion(&found.driver);
+  const cudaError_t status = cudaGetDeviceCount(&found.count);
+  if (status != cudaSuccess) {
+    cudaGetLastError();
+    found.count = 0;
+    found.reason = cudaGetErrorString(status);
+  }
+  return found;
+}
+
+std::shared_ptr<DeviceQueue> open_device(int device) { return std::make_shared<CudaQueue>(device); }
+
+}  // namespace gradstack::device

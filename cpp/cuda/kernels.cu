@@ -1,0 +1,59 @@
+// The one translation unit that nvcc compiles: kernels.hpp for a GPU.
+#include "cuda_launch.hpp"
+#include "kernel_queue.hpp"
+
+namespace gradstack::device {
+namespace {
+
+constexpr int kBlock = 256;
+constexpr int kSmallBlock = 64;          // little work: spread it over the processors
+constexpr Index kSmall = Index{1} << 14;
+constexpr Index kWaves = 16;             // blocks per processor at most; each takes several turns
+constexpr int kSumBlock = 1024;
+
+template <class Body> __global__ void __launch_bounds__(kBlock) run_each(Index n, Body body) {
+  const Index stride = static_cast<Index>(gridDim.x) * blockDim.x;
+  for (Index i = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += stride)
+    body(i);
+}
+
+// One block: threads add up strided parts, the parts are added up pairwise.
+template <class Value, class Finish>
+__global__ void __launch_bounds__(kSumBlock) run_sum(Index n, Value value, Finish finish) {
+  __shared__ double part[kSumBlock];
+  double sum = 0;
+  for (Index i = threadIdx.x; i < n; i += kSumBlock) sum += value(i);
+  part[threadIdx.x] = sum;
+  for (unsigned half = kSumBlock / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (threadIdx.x < half) part[threadIdx.x] += part[threadIdx.x + half];
+  }
+  if (threadIdx.x == 0) finish(part[0]);
+}
+
+}  // namespace
+
+template <class Body> void CudaLaunch::each(const char* name, Index n, const Body& body) {
+  if (n <= 0) return;
+  const int block = n <= kSmall ? kSmallBlock : kBlock;
+  Index blocks = (n + block - 1) / block;
+  if (blocks > kWaves * processors) blocks = kWaves * processors;
+  run_each<<<static_cast<unsigned>(blocks), block, 0, stream>>>(n, body);
+  launched(name);
+}
+
+template <class Value, class Finish>
+void CudaLaunch::sum(const char* name, Index n, const Value& value, const Finish& finish) {
+  run_sum<<<1, kSumBlock, 0, stream>>>(n, value, finish);
+  launched(name);
+}
+
+void CudaLaunch::launched(const char* name) {
+  last = name;
+  check(cudaGetLastError(), name);
+  if (wait) check(cudaStreamSynchronize(stream), name);
+}
+
+template class KernelQueue<CudaLaunch>;
+
+}  // namespace gradstack::device

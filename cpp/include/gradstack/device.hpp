@@ -1,0 +1,270 @@
+// What a device with memory of its own (a GPU) offers: a queue of kernels that run in order. It is
+// to device_plan.hpp what the table of kernels (backend.hpp) is to plan.hpp; cpp/cuda fills it, and
+// only there is CUDA known.
+//
+// Layout: a per-sample variable with d features is (count, d), row-major and without padding, as
+// vendors' matrix products want it. All pointers are device memory unless a name says host. Calls
+// return before the work is done; what a call reads and writes is in order with all other calls.
+// float32 only.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+
+#include "gradstack/config.hpp"
+#include "gradstack/cost_info.hpp"
+#include "gradstack/ops/op.hpp"
+#include "gradstack/updates.hpp"
+
+namespace gradstack {
+
+// The device, its driver or its libraries failed.
+class DeviceError : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
+
+// There is not enough device memory; nothing was changed.
+class DeviceOutOfMemory : public DeviceError {
+ public:
+  using DeviceError::DeviceError;
+};
+
+// A row of the op table with its parameters; id < 0: none.
+struct DeviceOp {
+  int id = -1;
+  double p[kMaxOpParams] = {};
+};
+
+// C (m, n) (+)= op(A) (m, k) op(B) (k, n), all row-major; op transposes when ta or tb is set.
+struct DeviceGemm {
+  Index m = 0, n = 0, k = 0;
+  const float* a = nullptr;
+  bool ta = false;
+  const float* b = nullptr;
+  bool tb = false;
+  float* c = nullptr;
+  bool accumulate = false;
+  const float* bias = nullptr;  // (n), added to every row; null: none
+  DeviceOp op;                  // applied to the sum, not with accumulate
+  float* a_sums = nullptr;      // (m), receives the sums of op(A) over k; null: not wanted
+};
+
+enum class DeviceBinary { Add, Sub, Mul, Div };
+
+// Rows of a matrix inside wider rows.
+struct DeviceColumns {
+  Index rows = 0, cols = 0;
+  const float* from = nullptr;
+  Index ld_from = 0;
+  float* to = nullptr;
+  Index ld_to = 0;
+  bool accumulate = false;
+};
+
+// Where a run is, kept on the device so that a recorded step can be replayed.
+struct DeviceStep {
+  std::int64_t step = 0;    // of the dropout stream
+  std::int64_t first = 0;   // first sample of the batch in the order of visits
+  std::int64_t index = 0;   // steps made in this run: the row of constants, losses and weights
+  std::int64_t failed = 0;  // 1: a loss was not finite; all later steps change nothing
+  double weight = 0;        // total weight of the batch
+  double scale = 0;         // a sample of weight 1 multiplies its gradient with this
+};
+
+struct DeviceDropout {
+  Index rows = 0, d = 0;
+  const DeviceStep* at = nullptr;  // its `step` is the stream's
+  std::uint64_t seed = 0, stream = 0;
+  std::uint64_t first_sample = 0;
+  std::uint32_t threshold = 0;
+  float scale = 1;
+  const float* s = nullptr;
+  float* z = nullptr;
+  bool accumulate = false;
+};
+
+// Edges grouped by the unit that they end at (connectivity.hpp): y[r] = sum w[edge] x[other].
+struct DeviceSparse {
+  Index rows = 0;              // samples
+  Index units = 0, other = 0;  // features of y and of x
+  const Index* begin = nullptr;
+  const std::int32_t* end_unit = nullptr;
+  const std::int32_t* edge = nullptr;
+  const float* w = nullptr;
+  const float* x = nullptr;
+  const float* bias = nullptr;
+  float* y = nullptr;
+  bool accumulate = false;
+};
+
+// dw[e] (+)= sum over samples of dy[edges[2 e]] x[edges[2 e + 1]].
+struct DeviceSparseGradient {
+  Index rows = 0, edges = 0, d_out = 0, d_in = 0;
+  const std::int32_t* ends = nullptr;
+  const float* dy = nullptr;
+  const float* x = nullptr;
+  float* dw = nullptr;
+  bool accumulate = false;
+};
+
+// Data set and batch: rows order[at->first + i] of the sources, or rows at->first + i themselves.
+struct DeviceGather {
+  Index count = 0;
+  const Index* order = nullptr;
+  const DeviceStep* at = nullptr;
+  Index cols = 0;
+  const float* from = nullptr;  // (samples, cols), or:
+  float* to = nullptr;
+  const std::int64_t* labels_from = nullptr;
+  std::int64_t* labels_to = nullptr;
+};
+
+// Costs of a batch. loss[i] is the unscaled L; grad is multiplied with weight[i] * at->scale.
+struct DeviceCost {
+  int id = -1;
+  double p[kMaxCostParams] = {};
+  Index count = 0, d = 0, dy = 0;
+  const float* ybar = nullptr;
+  const float* y = nullptr;
+  const std::int64_t* labels = nullptr;
+  const float* class_weight = nullptr;
+  const float* weight = nullptr;  // (count,) sample weights; null: 1
+  const DeviceStep* at = nullptr;
+  float* loss = nullptr;  // (count,)
+  float* grad = nullptr;  // (count, d) or null
+};
+
+// Constants of a run's steps for an update rule, computed by the host.
+struct DeviceConstants {
+  double with_decay[kMaxUpdateConstants];
+  double without_decay[kMaxUpdateConstants];
+};
+
+struct DeviceUpdate {
+  int rule = -1;
+  int n_state = 0;
+  Index n = 0;
+  float* w = nullptr;
+  const float* g = nullptr;
+  float* state[kMaxState] = {};  // null: the rule does not need it
+  const std::uint8_t* what = nullptr;  // bits of EntryUpdate
+  const DeviceConstants* constants = nullptr;  // one per step of the run
+  const DeviceStep* at = nullptr;
+  float clip_value = 0;  // 0: none
+  double clip_norm = 0;
+};
+
+// A sequence of calls recorded once to be replayed as a whole.
+class DeviceRecording {
+ public:
+  virtual ~DeviceRecording() = default;
+};
+
+class DeviceQueue {
+ public:
+  virtual ~DeviceQueue() = default;
+  // Held by whoever uses the queue: one caller at a time.
+  std::mutex& mutex() { return mutex_; }
+  // For people, such as "NVIDIA H100 80GB HBM3".
+  virtual std::string name() const = 0;
+
+  // Zeroed memory. `what` names it in the message of DeviceOutOfMemory.
+  virtual void* allocate(std::size_t bytes, const char* what) = 0;
+  virtual void release(void* memory) noexcept = 0;
+  // The host's memory may be used again on return; to_host waits for everything before it.
+  virtual void to_device(void* to, const void* host, std::size_t bytes) = 0;
+  virtual void to_host(void* host, const void* from, std::size_t bytes) = 0;
+  virtual void zero(void* to, std::size_t bytes) = 0;
+  virtual void synchronize() = 0;
+
+  // Calls between the two are noted and not run. Neither allocates nor copies from the host.
+  virtual void record() = 0;
+  virtual std::unique_ptr<DeviceRecording> recorded() = 0;
+  virtual void abandon_recording() noexcept = 0;
+  virtual void replay(const DeviceRecording& recording) = 0;
+
+  virtual void gemm(const DeviceGemm& g) = 0;
+  // z = h(s); s and z may alias.
+  virtual void forward(const DeviceOp& op, Index n, const float* s, float* z) = 0;
+  // ds (+)= dz h'(s), from z where s is null; ds may alias dz.
+  virtual void backward(const DeviceOp& op, Index n, const float* s, const float* z,
+                        const float* dz, float* ds, bool accumulate) = 0;
+  virtual void binary(DeviceBinary kind, Index n, const float* a, const float* b, float* z) = 0;
+  // da (+)= dz dz/da for the first operand, or dz dz/db for the second.
+  virtual void binary_backward(DeviceBinary kind, bool first, Index n, const float* a,
+                               const float* b, const float* dz, float* to, bool accumulate) = 0;
+  virtual void columns(const DeviceColumns& c) = 0;
+  virtual void softmax(Index rows, Index d, const float* s, float* z, bool log) = 0;
+  virtual void softmax_backward(Index rows, Index d, const float* z, const float* dz, float* ds,
+                                bool log, bool accumulate) = 0;
+  virtual void dropout(const DeviceDropout& d) = 0;
+  // out[j] (+)= sum over rows of x[row][j], in an order that depends on shapes alone.
+  virtual void column_sums(Index rows, Index d, const float* x, float* out, bool accumulate) = 0;
+  virtual void sparse(const DeviceSparse& s) = 0;
+  virtual void sparse_gradient(const DeviceSparseGradient& s) = 0;
+  // index[i] = argmin_k ||x_i - w_k||^2, the first of equals; chosen (rows, d): that w_k, or null.
+  virtual void nearest(Index rows, Index prototypes, Index d, const float* w, const float* x,
+                       float* index, float* chosen) = 0;
+  // dw (prototypes, d) (+)= the gradients of the samples that chose each.
+  virtual void nearest_gradient(Index rows, Index prototypes, Index d, const float* index,
+                                const float* grad, float* dw, bool accumulate) = 0;
+
+  virtual void gather(const DeviceGather& g) = 0;
+  // at->weight and at->scale of a batch: sum of weight[i] class_weight[label[i]] (null: 1);
+  // `sum_factor` > 0: scale is that factor, else 1 / weight (0 for a batch of no weight).
+  virtual void open_step(DeviceStep* at, Index count, const float* weight,
+                         const float* class_weight, const std::int64_t* labels,
+                         double sum_factor) = 0;
+  virtual void cost(const DeviceCost& c) = 0;
+  // results[2 at->index] = scale * sum of weight * loss, results[2 at->index + 1] = at->weight.
+  // A loss that is not finite sets at->failed, unless allowed.
+  virtual void close_loss(DeviceStep* at, Index count, const float* loss, const float* weight,
+                          double* results, bool allow_non_finite) = 0;
+  // Nothing happens once at->failed.
+  virtual void update(const DeviceUpdate& u) = 0;
+  // step and index count one, first moves on by `count`; not once at->failed.
+  virtual void close_step(DeviceStep* at, Index count) = 0;
+
+ private:
+  std::mutex mutex_;
+};
+
+// Device memory that lives as long as its owner.
+template <class T> class DeviceArray {
+ public:
+  DeviceArray() = default;
+  DeviceArray(std::shared_ptr<DeviceQueue> queue, Index n, const char* what)
+      : queue_(std::move(queue)),
+        size_(n),
+        data_(static_cast<T*>(
+            queue_->allocate(static_cast<std::size_t>(n > 0 ? n : 1) * sizeof(T), what))) {}
+  DeviceArray(DeviceArray&& other) noexcept { *this = std::move(other); }
+  DeviceArray& operator=(DeviceArray&& other) noexcept {
+    std::swap(queue_, other.queue_);
+    std::swap(size_, other.size_);
+    std::swap(data_, other.data_);
+    return *this;
+  }
+  ~DeviceArray() {
+    if (data_) queue_->release(data_);
+  }
+
+  T* data() const { return data_; }
+  Index size() const { return size_; }
+  void from_host(const T* values, Index n) {
+    if (n > 0) queue_->to_device(data_, values, static_cast<std::size_t>(n) * sizeof(T));
+  }
+  void to_host(T* values, Index n) const {
+    if (n > 0) queue_->to_host(values, data_, static_cast<std::size_t>(n) * sizeof(T));
+  }
+
+ private:
+  std::shared_ptr<DeviceQueue> queue_;
+  Index size_ = 0;
+  T* data_ = nullptr;
+};
+
+}  // namespace gradstack

@@ -1,0 +1,120 @@
+// Graphs called on a device: predictions, reverse-mode derivatives, losses and gradients, from and
+// to the host's memory. The counterpart of program.hpp; thread safe, calls of one queue take turns.
+#pragma once
+
+#include <list>
+#include <memory>
+#include <vector>
+
+#include "gradstack/device_plan.hpp"
+#include "gradstack/objective.hpp"
+#include "gradstack/program.hpp"
+
+namespace gradstack {
+
+// A data set in device memory.
+struct DeviceData {
+  DeviceData(const std::shared_ptr<DeviceQueue>& queue, const Batch& data, TargetSpec target,
+             bool check_finite);
+  Index count = 0;
+  std::vector<DeviceArray<float>> x;
+  std::vector<Index> cols;
+  DeviceArray<float> y, weight;
+  DeviceArray<std::int64_t> labels;
+};
+
+// C(y, G(x, w)) of `count` samples and its gradient.
+class DeviceObjective {
+ public:
+  // Throws std::invalid_argument for costs written in Python.
+  DeviceObjective(std::shared_ptr<const Graph> graph, std::shared_ptr<DeviceQueue> queue,
+                  std::shared_ptr<const Cost<float>> cost, TargetSpec target, bool weighted,
+                  DevicePlanOptions options);
+
+  // Rows [first, first + count) of the caller's batch.
+  void load(const Batch& batch, Index first);
+  // Rows order[at->first + i] of a resident data set; order null: at->first + i.
+  void gather(const DeviceData& data, const Index* order, const DeviceStep* at);
+  // Forward and cost. `average`: the loss and its gradient are those of the reduction, otherwise
+  // of the weighted sum. Results as DeviceQueue::close_loss has them.
+  void evaluate(const DeviceRun& run, DeviceStep* at, double* results, bool average,
+                bool allow_non_finite);
+  void backward(const DeviceRun& run) { plan_.backward(run); }
+  DevicePlan& plan() { return plan_; }
+  bool fits(const Cost<float>* cost, TargetSpec target, bool weighted) const;
+  // The factor of a sum reduction.
+  double sum_factor() const { return cost_->sum_factor(width_); }
+
+ private:
+  std::shared_ptr<DeviceQueue> queue_;
+  std::shared_ptr<const Cost<float>> cost_;
+  TargetSpec target_;
+  bool gradients_;
+  DevicePlan plan_;
+  DeviceCost call_;
+  Index width_ = 0;
+  DeviceArray<float> y_, weight_, class_weight_, loss_;
+  DeviceArray<std::int64_t> labels_;
+};
+
+// A point (x, w) with its activations kept on the device.
+class DeviceLinearization {
+ public:
+  DeviceLinearization(std::shared_ptr<const Graph> graph, std::shared_ptr<DeviceQueue> queue,
+                      const float* w, const std::vector<RowSource>& x, Index count,
+                      CallOptions options);
+  Index count() const { return plan_.count(); }
+  const Graph& graph() const { return plan_.graph(); }
+  void output(std::size_t i, float* rows);  // (count, d)
+  // dys: per output rows or null; dxs: per input rows or null; dw (P,) or null. All on the host.
+  void vjp(const std::vector<const float*>& dys, const std::vector<float*>& dxs, float* dw);
+
+ private:
+  std::shared_ptr<DeviceQueue> queue_;
+  DevicePlan plan_;
+  DeviceArray<float> w_, dw_, staging_;
+  DeviceArray<DeviceStep> at_;
+  DeviceRun run_;
+};
+
+class DeviceProgram {
+ public:
+  DeviceProgram(std::shared_ptr<const Graph> graph, std::shared_ptr<DeviceQueue> queue);
+
+  void forward(const float* w, const std::vector<RowSource>& x, Index count,
+               const std::vector<float*>& outs, CallOptions options);
+  double value_and_grad(const float* w, const Batch& batch, TargetSpec target,
+                        std::shared_ptr<const Cost<float>> cost, float* dw, CallOptions options);
+  double evaluate(const float* w, const Batch& data, TargetSpec target,
+                  std::shared_ptr<const Cost<float>> cost, CallOptions options);
+
+  const Graph& graph() const { return *graph_; }
+  const std::shared_ptr<const Graph>& shared_graph() const { return graph_; }
+  const std::shared_ptr<DeviceQueue>& queue() const { return queue_; }
+
+ private:
+  Index chunk(Index count) const;
+  void upload(const float* w);
+  DeviceRun open(const CallOptions& options);
+  DevicePlan& plan_for(Index count);
+  DeviceObjective& objective_for(Index count, const std::shared_ptr<const Cost<float>>& cost,
+                                 TargetSpec target, bool weighted, bool gradients);
+
+  std::shared_ptr<const Graph> graph_;
+  std::shared_ptr<DeviceQueue> queue_;
+  DeviceLayout layout_;
+  std::vector<float> padded_;
+  DeviceArray<float> w_, dw_;
+  DeviceArray<DeviceStep> at_;
+  DeviceArray<double> results_;
+  // The last few that were used, newest first.
+  std::list<std::unique_ptr<DevicePlan>> plans_;
+  std::list<std::unique_ptr<DeviceObjective>> objectives_, losses_;
+};
+
+// Rows [first, first + count) of the caller's data as float32 at `to`; through `batch.index` when
+// it has one.
+void upload_rows(DeviceQueue& queue, const Batch& batch, const RowSource& source, Index first,
+                 Index count, float* to);
+
+}  // namespace gradstack

@@ -1,0 +1,88 @@
+// Training that stays on a device: the data set is resident, a step is recorded once and replayed,
+// the host looks once per epoch. The counterpart of trainer.hpp, with the same samples in the same
+// order, the same dropout masks and the same errors.
+#pragma once
+
+#include <functional>
+#include <list>
+#include <memory>
+#include <vector>
+
+#include "gradstack/device_program.hpp"
+#include "gradstack/trainer.hpp"
+#include "gradstack/updater.hpp"
+
+namespace gradstack {
+
+class DeviceTrainer {
+ public:
+  DeviceTrainer(std::shared_ptr<const Graph> graph, std::shared_ptr<DeviceQueue> queue,
+                std::shared_ptr<const Cost<float>> cost,
+                std::shared_ptr<Optimizer<float>> optimizer, std::vector<char> frozen);
+
+  // As the members of Trainer; w and the optimiser's state are copied in and out by every call.
+  double step(float* w, const Batch& batch, TargetSpec target, double lr, int threads, bool train,
+              std::uint64_t seed);
+  void begin(float* w, const Batch& data, TargetSpec target, const FitOptions& options);
+  std::vector<double> run(const double* lrs, Index n, const std::function<bool()>& interrupted);
+
+  Position position;
+  double last_loss = 0;
+  Index steps_per_epoch() const;
+  const Graph& graph() const { return *graph_; }
+
+ private:
+  // A step of one shape; recorded when it is made for the second time.
+  struct Step {
+    Index count = 0;
+    bool resident = false;
+    DeviceRun run;
+    bool allow_non_finite = false;
+    std::unique_ptr<DeviceObjective> objective;
+    bool warm = false;
+    std::unique_ptr<DeviceRecording> recording;
+  };
+  struct Made {
+    Index steps = 0;  // complete
+    bool failed = false, stopped = false;
+  };
+  Step& step_for(Index count, bool resident, TargetSpec target, bool weighted, bool train,
+                 std::uint64_t seed, bool allow_non_finite);
+  void queue_step(Step& step);
+  void make(Step& step);
+  void upload(const float* w);
+  void download(float* w);
+  void upload_constants(const double* lrs, Index n);
+  void rewind(Index steps);
+  void upload_order(std::int64_t epoch);
+  Made make_steps(Index n, const std::function<bool()>& interrupted);
+  void account(const double* results, Index n, std::vector<double>& finished);
+
+  std::shared_ptr<const Graph> graph_;
+  std::shared_ptr<DeviceQueue> queue_;
+  std::shared_ptr<const Cost<float>> cost_;
+  std::shared_ptr<Optimizer<float>> optimizer_;
+  std::vector<char> frozen_;
+  DeviceLayout layout_;
+  std::vector<float> padded_;
+  DeviceArray<float> w_, dw_;
+  std::vector<DeviceArray<float>> state_;
+  DeviceArray<std::uint8_t> what_;
+  DeviceArray<DeviceConstants> constants_;
+  DeviceArray<DeviceStep> at_;
+  DeviceArray<double> results_;
+  std::vector<std::vector<double>> scalars_;  // of the optimiser, before every step of a run
+  std::int64_t steps_before_ = 0;
+
+  std::list<Step> steps_;
+  // The epoch loop.
+  float* host_w_ = nullptr;
+  std::unique_ptr<DeviceData> data_;
+  TargetSpec target_;
+  FitOptions options_;
+  std::vector<Index> order_, next_order_;
+  std::int64_t order_epoch_ = -1, next_epoch_ = -1;
+  DeviceArray<Index> device_order_;
+};
+
+}  // namespace gradstack

@@ -1,0 +1,159 @@
+// Memory and structure of a graph on a device; device_run.cpp has the calculus.
+#include "gradstack/device_plan.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "gradstack/ops.hpp"
+
+namespace gradstack {
+
+DeviceLayout::DeviceLayout(const Graph& graph) {
+  for (const Parameter& p : graph.parameters()) {
+    offsets_.push_back(size_);
+    size_ += (p.size + kAlign - 1) / kAlign * kAlign;
+  }
+}
+
+void DeviceLayout::spread(const Graph& graph, const float* flat, float* padded) const {
+  std::fill(padded, padded + size_, 0.0F);
+  for (std::size_t i = 0; i < offsets_.size(); ++i) {
+    const Parameter& p = graph.parameters()[i];
+    std::copy(flat + p.offset, flat + p.offset + p.size, padded + offsets_[i]);
+  }
+}
+
+void DeviceLayout::gather(const Graph& graph, const float* padded, float* flat) const {
+  for (std::size_t i = 0; i < offsets_.size(); ++i) {
+    const Parameter& p = graph.parameters()[i];
+    std::copy(padded + offsets_[i], padded + offsets_[i] + p.size, flat + p.offset);
+  }
+}
+
+void check_device_graph(const Graph& graph) {
+  for (const Stage& stage : graph.stages())
+    if (stage.kind == Kind::Opaque)
+      throw std::invalid_argument("device: block '" + stage.name +
+                                  "' is written in Python and runs on the CPU only");
+}
+
+DevicePlan::DevicePlan(std::shared_ptr<const Graph> graph, std::shared_ptr<DeviceQueue> queue,
+                       DevicePlanOptions options)
+    : graph_(std::move(graph)),
+      queue_(std::move(queue)),
+      options_(std::move(options)),
+      layout_(*graph_) {
+  if (options_.count < 1) throw std::invalid_argument("batch: expected at least one sample");
+  check_device_graph(*graph_);
+  options_.frozen.resize(graph_->parameters().size(), 0);
+  find_uses();
+  find_wanted();
+  allocate();
+  upload_structure();
+}
+
+bool DevicePlan::wants(int parameter) const {
+  return parameter >= 0 && options_.gradients && !options_.frozen[index(parameter)];
+}
+
+// Resolves views and counts consumers. A Linear consumed by one pointwise block alone is fused with
+// it.
+void DevicePlan::find_uses() {
+  const auto& stages = graph_->stages();
+  base_.resize(stages.size());
+  uses_.assign(stages.size(), 0);
+  fused_.assign(stages.size(), -1);
+  fused_away_.assign(stages.size(), 0);
+  for (std::size_t i = 0; i < stages.size(); ++i) {
+    const bool view = stages[i].kind == Kind::Reshape;
+    base_[i] = view ? base_[index(stages[i].in[0])] : static_cast<int>(i);
+    if (view) continue;
+    for (int input : stages[i].in) ++uses_[index(base_[index(input)])];
+  }
+  for (int output : graph_->outputs()) ++uses_[index(base_[index(output)])];
+  for (std::size_t i = 0; i < stages.size(); ++i) {
+    if (stages[i].kind != Kind::Pointwise) continue;
+    const std::size_t below = index(base_[index(stages[i].in[0])]);
+    if (stages[below].kind != Kind::Linear || uses_[below] != 1) continue;
+    fused_[below] = static_cast<int>(i);
+    fused_away_[i] = 1;
+  }
+}
+
+// A gradient is computed only if it leads to an input or a parameter that wants one.
+void DevicePlan::find_wanted() {
+  const auto& stages = graph_->stages();
+  wants_grad_.assign(stages.size(), 0);
+  if (!options_.gradients) return;
+  for (std::size_t i = 0; i < stages.size(); ++i) {
+    const Stage& stage = stages[i];
+    bool wanted = (stage.kind == Kind::Input && options_.want_dx) || wants(stage.weight_id) ||
+                  wants(stage.bias_id);
+    for (int input : stage.in) wanted = wanted || wants_grad_[index(base_[index(input)])];
+    wants_grad_[i] = wanted;
+  }
+  for (int output : graph_->outputs()) wants_grad_[index(base_[index(output)])] = 1;
+}
+
+void DevicePlan::allocate() {
+  const auto& stages = graph_->stages();
+  variables_.resize(stages.size());
+  for (std::size_t i = stages.size(); i-- > 0;) {
+    Variable& v = variables_[i];
+    v.d = size_of(stages[i].shape);
+    if (base_[i] != static_cast<int>(i)) continue;
+    if (const int fused = fused_[i]; fused >= 0) {
+      // dC/ds overwrites dC/dz, and z overwrites s where h' is had from z.
+      v.grad_of = fused;
+      if (!options_.gradients || visit_op(graph_->stage(fused).op_id,
+                                          graph_->stage(fused).params.data(),
+                                          [](auto h) { return decltype(h)::has_d1_from_z; })) {
+        v.value_of = fused;
+        continue;
+      }
+    } else if (wants_grad_[i]) {
+      v.grad = DeviceArray<float>(queue_, options_.count * v.d, "gradients of activations");
+    }
+    v.value = DeviceArray<float>(queue_, options_.count * v.d, "activations");
+  }
+  const Stage& last = graph_->stage(base_[index(graph_->outputs()[0])]);
+  if (options_.gradients && graph_->outputs().size() == 1 && last.kind == Kind::Nearest) {
+    const Index n = options_.count * graph_->parameter(last.weight_id).shape[1];
+    chosen_ = DeviceArray<float>(queue_, n, "activations");
+    chosen_grad_ = DeviceArray<float>(queue_, n, "gradients of activations");
+  }
+}
+
+void DevicePlan::upload_structure() {
+  const auto& stages = graph_->stages();
+  masks_.resize(stages.size());
+  masked_.resize(stages.size());
+  edges_.resize(stages.size());
+  const auto array = [&](const auto& values) {
+    using Value = std::decay_t<decltype(values[0])>;
+    DeviceArray<Value> made(queue_, static_cast<Index>(values.size()), "connections");
+    made.from_host(values.data(), static_cast<Index>(values.size()));
+    return made;
+  };
+  for (std::size_t i = 0; i < stages.size(); ++i) {
+    if (const auto& mask = stages[i].mask) {
+      std::vector<float> factors(mask->size());
+      std::transform(mask->begin(), mask->end(), factors.begin(),
+                     [](std::uint8_t connected) { return connected ? 1.0F : 0.0F; });
+      masks_[i] = array(factors);
+      masked_[i] = DeviceArray<float>(queue_, masks_[i].size(), "masked weights");
+    }
+    if (const auto& edges = stages[i].edges) {
+      edges_[i] = std::make_unique<Edges>();
+      edges_[i]->out_begin = array(edges->by_out().begin);
+      edges_[i]->out_unit = array(edges->by_out().other);
+      edges_[i]->out_edge = array(edges->by_out().edge);
+      edges_[i]->in_begin = array(edges->by_in().begin);
+      edges_[i]->in_unit = array(edges->by_in().other);
+      edges_[i]->in_edge = array(edges->by_in().edge);
+      edges_[i]->ends = array(edges->edges());
+    }
+  }
+}
+
+}  // namespace gradstack

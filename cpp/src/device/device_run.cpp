@@ -1,0 +1,316 @@
+// The calculus of the blocks on a device: forward, and both Jacobians applied to the cotangent.
+#include <algorithm>
+#include <stdexcept>
+
+#include "gradstack/device_plan.hpp"
+#include "gradstack/random.hpp"
+
+namespace gradstack {
+namespace {
+
+DeviceOp op_of(const Stage& stage) {
+  DeviceOp op;
+  op.id = stage.op_id;
+  std::copy_n(stage.params.begin(), std::min<std::size_t>(stage.params.size(), kMaxOpParams),
+              op.p);
+  return op;
+}
+
+DeviceBinary binary_of(Kind kind) {
+  switch (kind) {
+    case Kind::Add:
+      return DeviceBinary::Add;
+    case Kind::Sub:
+      return DeviceBinary::Sub;
+    case Kind::Mul:
+      return DeviceBinary::Mul;
+    default:
+      return DeviceBinary::Div;
+  }
+}
+
+std::size_t bytes_of(Index n) { return static_cast<std::size_t>(n) * sizeof(float); }
+
+}  // namespace
+
+const float* DevicePlan::weight(int id, const DeviceRun& run) const {
+  const float* masked = masked_[index(id)].data();
+  return masked ? masked : run.w + layout_.offset(graph_->stage(id).weight_id);
+}
+
+void DevicePlan::forward(const DeviceRun& run) {
+  for (std::size_t i = 0; i < graph_->stages().size(); ++i)
+    if (!fused_away_[i]) forward_stage(static_cast<int>(i), run);
+}
+
+void DevicePlan::forward_stage(int id, const DeviceRun& run) {
+  const Stage& stage = graph_->stage(id);
+  const Index n = options_.count;
+  float* z = value(id);
+  const float* x = stage.in.empty() ? nullptr : value(stage.in[0]);
+  switch (stage.kind) {
+    case Kind::Input:
+    case Kind::Reshape:
+      return;
+    case Kind::Linear: {
+      const Parameter& w = graph_->parameter(stage.weight_id);
+      if (const auto& mask = masks_[index(id)]; mask.data())
+        queue_->binary(DeviceBinary::Mul, w.size, run.w + layout_.offset(stage.weight_id),
+                       mask.data(), masked_[index(id)].data());
+      DeviceGemm g;
+      g.m = n;
+      g.n = w.shape[0];
+      g.k = w.shape[1];
+      g.a = x;
+      g.b = weight(id, run);
+      g.tb = true;
+      g.c = z;
+      if (stage.bias_id >= 0) g.bias = run.w + layout_.offset(stage.bias_id);
+      const int fused = fused_[index(id)];
+      const bool in_place = fused >= 0 && z == value(fused);
+      if (in_place) g.op = op_of(graph_->stage(fused));
+      queue_->gemm(g);
+      if (fused >= 0 && !in_place)
+        queue_->forward(op_of(graph_->stage(fused)), n * width(id), z, value(fused));
+      return;
+    }
+    case Kind::SparseLinear: {
+      const Edges& edges = *edges_[index(id)];
+      queue_->sparse({.rows = n,
+                      .units = width(id),
+                      .other = width(stage.in[0]),
+                      .begin = edges.out_begin.data(),
+                      .end_unit = edges.out_unit.data(),
+                      .edge = edges.out_edge.data(),
+                      .w = run.w + layout_.offset(stage.weight_id),
+                      .x = x,
+                      .bias = stage.bias_id >= 0 ? run.w + layout_.offset(stage.bias_id) : nullptr,
+                      .y = z});
+      return;
+    }
+    case Kind::Pointwise:
+      return queue_->forward(op_of(stage), n * width(id), x, z);
+    case Kind::Add:
+    case Kind::Sub:
+    case Kind::Mul:
+    case Kind::Div:
+      return queue_->binary(binary_of(stage.kind), n * width(id), x, value(stage.in[1]), z);
+    case Kind::Concat: {
+      Index at = 0;
+      for (int input : stage.in) {
+        queue_->columns({n, width(input), value(input), width(input), z + at, width(id), false});
+        at += width(input);
+      }
+      return;
+    }
+    case Kind::Slice:
+      return queue_->columns(
+          {n, width(id), x + stage.begin, width(stage.in[0]), z, width(id), false});
+    case Kind::Softmax:
+    case Kind::LogSoftmax:
+      return queue_->softmax(n, width(id), x, z, stage.kind == Kind::LogSoftmax);
+    case Kind::Dropout:
+      return dropout(id, run, x, z, false);
+    case Kind::Nearest: {
+      const Parameter& w = graph_->parameter(stage.weight_id);
+      return queue_->nearest(n, w.shape[0], w.shape[1], run.w + layout_.offset(stage.weight_id), x,
+                             z, chosen());
+    }
+    case Kind::Opaque:
+      throw std::logic_error("device: opaque blocks were refused when planning");
+  }
+}
+
+void DevicePlan::dropout(int id, const DeviceRun& run, const float* from, float* to,
+                         bool accumulate) {
+  const Stage& stage = graph_->stage(id);
+  const Index d = width(id);
+  if (!run.train) return queue_->columns({options_.count, d, from, d, to, d, accumulate});
+  queue_->dropout({.rows = options_.count,
+                   .d = d,
+                   .at = run.at,
+                   .seed = run.seed,
+                   .stream = static_cast<std::uint64_t>(id),
+                   .first_sample = static_cast<std::uint64_t>(run.first_sample),
+                   .threshold = probability_threshold(stage.rate),
+                   .scale = static_cast<float>(1.0 / (1.0 - stage.rate)),
+                   .s = from,
+                   .z = to,
+                   .accumulate = accumulate});
+}
+
+float* DevicePlan::input_grad(int id, std::size_t k, bool* accumulate) {
+  const int base = base_[index(graph_->stage(id).in[k])];
+  float* grad = grad_of(base);
+  *accumulate = written_[index(base)] != 0;
+  written_[index(base)] = 1;
+  return grad;
+}
+
+float* DevicePlan::parameter_grad(int parameter, const DeviceRun& run, bool* accumulate) {
+  if (!run.dw || !wants(parameter)) return nullptr;
+  *accumulate = parameter_written_[index(parameter)] != 0;
+  parameter_written_[index(parameter)] = 1;
+  return run.dw + layout_.offset(parameter);
+}
+
+void DevicePlan::backward(const DeviceRun& run) {
+  // The first to write a gradient overwrites, the others add. Outputs are written first, by the
+  // cost.
+  written_.assign(graph_->stages().size(), 0);
+  parameter_written_.assign(graph_->parameters().size(), 0);
+  for (int output : graph_->outputs()) written_[index(base_[index(output)])] = 1;
+  for (std::size_t i = graph_->stages().size(); i-- > 0;)
+    if (!fused_away_[i]) backward_stage(static_cast<int>(i), run);
+}
+
+void DevicePlan::backward_stage(int id, const DeviceRun& run) {
+  const Stage& stage = graph_->stage(id);
+  if (stage.kind == Kind::Input || stage.kind == Kind::Reshape) return;
+  const float* dz = grad_of(base_[index(id)]);
+  if (!dz && stage.kind != Kind::Nearest) return;
+  const Index n = options_.count;
+  bool accumulate = false;
+  switch (stage.kind) {
+    case Kind::Linear:
+      return backward_linear(id, run);
+    case Kind::SparseLinear:
+      return backward_sparse(id, run);
+    case Kind::Add:
+    case Kind::Sub:
+    case Kind::Mul:
+    case Kind::Div:
+      return backward_binary(id);
+    case Kind::Concat:
+    case Kind::Slice:
+      return backward_columns(id);
+    case Kind::Nearest: {
+      float* dw = parameter_grad(stage.weight_id, run, &accumulate);
+      if (dw && chosen_grad()) {
+        const Parameter& w = graph_->parameter(stage.weight_id);
+        queue_->nearest_gradient(n, w.shape[0], w.shape[1], value(id), chosen_grad(), dw,
+                                 accumulate);
+      }
+      // The index is piecewise constant: no derivative passes back through it.
+      float* dx = input_grad(id, 0, &accumulate);
+      if (dx && !accumulate) queue_->zero(dx, bytes_of(n * width(stage.in[0])));
+      return;
+    }
+    default:
+      break;
+  }
+  float* dx = input_grad(id, 0, &accumulate);
+  if (!dx) return;
+  if (stage.kind == Kind::Pointwise)
+    queue_->backward(op_of(stage), n * width(id), value(stage.in[0]), value(id), dz, dx,
+                     accumulate);
+  else if (stage.kind == Kind::Dropout)
+    dropout(id, run, dz, dx, accumulate);
+  else
+    queue_->softmax_backward(n, width(id), value(id), dz, dx, stage.kind == Kind::LogSoftmax,
+                             accumulate);
+}
+
+void DevicePlan::backward_linear(int id, const DeviceRun& run) {
+  const Stage& stage = graph_->stage(id);
+  const Parameter& w = graph_->parameter(stage.weight_id);
+  const Index n = options_.count, out = w.shape[0], in = w.shape[1];
+  float* ds = grad_of(id);
+  if (const int fused = fused_[index(id)]; fused >= 0) {
+    const bool kept = value(id) != value(fused);
+    queue_->backward(op_of(graph_->stage(fused)), n * out, kept ? value(id) : nullptr,
+                     value(fused), ds, ds, false);
+  }
+  bool add_w = false, add_b = false, add_x = false;
+  float* dw = parameter_grad(stage.weight_id, run, &add_w);
+  float* db = parameter_grad(stage.bias_id, run, &add_b);
+  if (dw) {
+    DeviceGemm g;
+    g.m = out;
+    g.n = in;
+    g.k = n;
+    g.a = ds;
+    g.ta = true;
+    g.b = value(stage.in[0]);
+    g.c = dw;
+    g.accumulate = add_w;
+    if (!add_b) std::swap(g.a_sums, db);
+    queue_->gemm(g);
+    if (const auto& mask = masks_[index(id)]; mask.data())
+      queue_->binary(DeviceBinary::Mul, w.size, dw, mask.data(), dw);
+  }
+  if (db) queue_->column_sums(n, out, ds, db, add_b);
+  if (float* dx = input_grad(id, 0, &add_x)) {
+    DeviceGemm g;
+    g.m = n;
+    g.n = in;
+    g.k = out;
+    g.a = ds;
+    g.b = weight(id, run);
+    g.c = dx;
+    g.accumulate = add_x;
+    queue_->gemm(g);
+  }
+}
+
+void DevicePlan::backward_sparse(int id, const DeviceRun& run) {
+  const Stage& stage = graph_->stage(id);
+  const Edges& edges = *edges_[index(id)];
+  const Index n = options_.count, out = width(id), in = width(stage.in[0]);
+  const float* dy = grad_of(id);
+  bool accumulate = false;
+  if (float* dw = parameter_grad(stage.weight_id, run, &accumulate))
+    queue_->sparse_gradient({.rows = n,
+                             .edges = graph_->parameter(stage.weight_id).size,
+                             .d_out = out,
+                             .d_in = in,
+                             .ends = edges.ends.data(),
+                             .dy = dy,
+                             .x = value(stage.in[0]),
+                             .dw = dw,
+                             .accumulate = accumulate});
+  if (float* db = parameter_grad(stage.bias_id, run, &accumulate))
+    queue_->column_sums(n, out, dy, db, accumulate);
+  if (float* dx = input_grad(id, 0, &accumulate))
+    queue_->sparse({.rows = n,
+                    .units = in,
+                    .other = out,
+                    .begin = edges.in_begin.data(),
+                    .end_unit = edges.in_unit.data(),
+                    .edge = edges.in_edge.data(),
+                    .w = run.w + layout_.offset(stage.weight_id),
+                    .x = dy,
+                    .bias = nullptr,
+                    .y = dx,
+                    .accumulate = accumulate});
+}
+
+void DevicePlan::backward_binary(int id) {
+  const Stage& stage = graph_->stage(id);
+  for (std::size_t k = 0; k < 2; ++k) {
+    bool accumulate = false;
+    if (float* to = input_grad(id, k, &accumulate))
+      queue_->binary_backward(binary_of(stage.kind), k == 0, options_.count * width(id),
+                              value(stage.in[0]), value(stage.in[1]), grad_of(id), to, accumulate);
+  }
+}
+
+void DevicePlan::backward_columns(int id) {
+  const Stage& stage = graph_->stage(id);
+  const Index n = options_.count, d = width(id);
+  Index from = 0;
+  for (std::size_t k = 0; k < stage.in.size(); ++k) {
+    const Index in = width(stage.in[k]);
+    const Index cols = stage.kind == Kind::Slice ? d : in;
+    bool accumulate = false;
+    if (float* to = input_grad(id, k, &accumulate)) {
+      // What a slice does not cover has no gradient from it.
+      if (cols < in && !accumulate) queue_->zero(to, bytes_of(n * in));
+      queue_->columns({n, cols, grad_of(id) + from, d, to + stage.begin, in,
+                       accumulate || cols < in});
+    }
+    from += cols;
+  }
+}
+
+}  // namespace gradstack

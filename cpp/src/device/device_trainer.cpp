@@ -1,0 +1,331 @@
+#include "gradstack/device_trainer.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <string>
+
+#include "gradstack/random.hpp"
+#include "gradstack/registry.hpp"
+
+namespace gradstack {
+namespace {
+
+constexpr Index kMostSteps = 4096;  // between two looks of the host
+constexpr Index kPollSteps = 32;
+constexpr std::size_t kKeptSteps = 4;
+
+std::size_t at(Index i) { return static_cast<std::size_t>(i); }
+
+}  // namespace
+
+DeviceTrainer::DeviceTrainer(std::shared_ptr<const Graph> graph,
+                             std::shared_ptr<DeviceQueue> queue,
+                             std::shared_ptr<const Cost<float>> cost,
+                             std::shared_ptr<Optimizer<float>> optimizer, std::vector<char> frozen)
+    : graph_(std::move(graph)),
+      queue_(std::move(queue)),
+      cost_(std::move(cost)),
+      optimizer_(std::move(optimizer)),
+      frozen_(std::move(frozen)),
+      layout_(*graph_),
+      padded_(at(layout_.size())) {
+  check_device_graph(*graph_);
+  frozen_.resize(graph_->parameters().size(), 0);
+  const std::lock_guard<std::mutex> lock(queue_->mutex());
+  const Index n = layout_.size();
+  w_ = DeviceArray<float>(queue_, n, "parameters");
+  dw_ = DeviceArray<float>(queue_, n, "gradient");
+  for (int i = 0; i < optimizer_->n_state(); ++i)
+    if (rule_uses_state(optimizer_->rule(), optimizer_->hyper().data(), i))
+      state_.emplace_back(queue_, n, "state of the optimiser");
+    else
+      state_.emplace_back();
+  what_ = DeviceArray<std::uint8_t>(queue_, n, "parameters");
+  constants_ = DeviceArray<DeviceConstants>(queue_, kMostSteps, "state of a run");
+  at_ = DeviceArray<DeviceStep>(queue_, 1, "state of a run");
+  results_ = DeviceArray<double>(queue_, 2 * kMostSteps, "state of a run");
+
+  // What moves is the same on every device: the host's updater says it.
+  std::vector<std::uint8_t> flat(at(graph_->n_params())), what(at(n));
+  Updater<float>(*graph_, active_kernels<float>(), *optimizer_, frozen_).entries(flat.data());
+  for (std::size_t i = 0; i < graph_->parameters().size(); ++i) {
+    const Parameter& p = graph_->parameters()[i];
+    std::copy_n(flat.data() + p.offset, p.size, what.data() + layout_.offset(static_cast<int>(i)));
+  }
+  what_.from_host(what.data(), n);
+}
+
+void DeviceTrainer::upload(const float* w) {
+  layout_.spread(*graph_, w, padded_.data());
+  w_.from_host(padded_.data(), layout_.size());
+  for (std::size_t i = 0; i < state_.size(); ++i) {
+    if (!state_[i].data()) continue;
+    layout_.spread(*graph_, optimizer_->state(static_cast<int>(i)), padded_.data());
+    state_[i].from_host(padded_.data(), layout_.size());
+  }
+}
+
+void DeviceTrainer::download(float* w) {
+  w_.to_host(padded_.data(), layout_.size());
+  layout_.gather(*graph_, padded_.data(), w);
+  for (std::size_t i = 0; i < state_.size(); ++i) {
+    if (!state_[i].data()) continue;
+    state_[i].to_host(padded_.data(), layout_.size());
+    layout_.gather(*graph_, padded_.data(), optimizer_->state(static_cast<int>(i)));
+  }
+}
+
+// The optimiser goes through all n steps on the host; `rewind` takes back those not made.
+void DeviceTrainer::upload_constants(const double* lrs, Index n) {
+  std::vector<DeviceConstants> constants(at(n));
+  scalars_.clear();
+  steps_before_ = optimizer_->steps;
+  for (Index i = 0; i < n; ++i) {
+    scalars_.push_back(optimizer_->scalars());
+    open_step(*optimizer_, lrs[i], constants[at(i)].with_decay, constants[at(i)].without_decay);
+  }
+  scalars_.push_back(optimizer_->scalars());
+  constants_.from_host(constants.data(), n);
+}
+
+void DeviceTrainer::rewind(Index steps) {
+  optimizer_->scalars() = scalars_[at(steps)];
+  optimizer_->steps = steps_before_ + steps;
+}
+
+DeviceTrainer::Step& DeviceTrainer::step_for(Index count, bool resident, TargetSpec target,
+                                             bool weighted, bool train, std::uint64_t seed,
+                                             bool allow_non_finite) {
+  const auto found = std::find_if(steps_.begin(), steps_.end(), [&](const Step& s) {
+    return s.count == count && s.resident == resident && s.run.train == train &&
+           s.run.seed == seed && s.allow_non_finite == allow_non_finite &&
+           s.objective->fits(cost_.get(), target, weighted);
+  });
+  if (found != steps_.end()) {
+    steps_.splice(steps_.begin(), steps_, found);
+    return steps_.front();
+  }
+  if (steps_.size() == kKeptSteps) steps_.pop_back();
+  Step step;
+  step.count = count;
+  step.resident = resident;
+  step.run.w = w_.data();
+  step.run.dw = dw_.data();
+  step.run.train = train;
+  step.run.seed = seed;
+  step.run.at = at_.data();
+  step.allow_non_finite = allow_non_finite;
+  step.objective = std::make_unique<DeviceObjective>(
+      graph_, queue_, cost_, target, weighted,
+      DevicePlanOptions{.count = count, .gradients = true, .frozen = frozen_});
+  steps_.push_front(std::move(step));
+  return steps_.front();
+}
+
+void DeviceTrainer::queue_step(Step& step) {
+  if (step.resident)
+    step.objective->gather(*data_, order_.empty() ? nullptr : device_order_.data(), at_.data());
+  step.objective->evaluate(step.run, at_.data(), results_.data(), true, step.allow_non_finite);
+  step.objective->backward(step.run);
+  DeviceUpdate u;
+  u.rule = optimizer_->rule();
+  u.n_state = optimizer_->n_state();
+  u.n = layout_.size();
+  u.w = w_.data();
+  u.g = dw_.data();
+  for (std::size_t i = 0; i < state_.size(); ++i) u.state[i] = state_[i].data();
+  u.what = what_.data();
+  u.constants = constants_.data();
+  u.at = at_.data();
+  u.clip_value = static_cast<float>(optimizer_->options().clip_value);
+  u.clip_norm = optimizer_->options().clip_norm;
+  queue_->update(u);
+  queue_->close_step(at_.data(), step.count);
+}
+
+// The first step of a shape is made call by call: libraries load their kernels on first use, which
+// must not happen while recording.
+void DeviceTrainer::make(Step& step) {
+  if (step.recording) return queue_->replay(*step.recording);
+  if (!step.warm) {
+    queue_step(step);
+    step.warm = true;
+    return;
+  }
+  queue_->record();
+  try {
+    queue_step(step);
+    step.recording = queue_->recorded();
+  } catch (...) {
+    queue_->abandon_recording();
+    throw;
+  }
+  queue_->replay(*step.recording);
+}
+
+double DeviceTrainer::step(float* w, const Batch& batch, TargetSpec target, double lr, int,
+                           bool train, std::uint64_t seed) {
+  const std::lock_guard<std::mutex> lock(queue_->mutex());
+  Step& step =
+      step_for(batch.count, false, target, batch.weight.data != nullptr, train, seed, false);
+  step.objective->load(batch, 0);
+  upload(w);
+  upload_constants(&lr, 1);
+  double results[2] = {NAN, 0};
+  DeviceStep now;
+  try {
+    now.step = optimizer_->steps - 1;
+    at_.from_host(&now, 1);
+    make(step);
+    results_.to_host(results, 2);
+    at_.to_host(&now, 1);
+    if (!now.failed) download(w);
+  } catch (...) {
+    rewind(0);
+    throw;
+  }
+  if (now.failed) {
+    rewind(0);
+    throw NonFiniteLoss("the loss is " + std::to_string(results[0]) + " at step " +
+                        std::to_string(optimizer_->steps + 1) + "; no update was made");
+  }
+  last_loss = results[0];
+  return results[0];
+}
+
+void DeviceTrainer::begin(float* w, const Batch& data, TargetSpec target,
+                          const FitOptions& options) {
+  if (data.count < 1) throw std::invalid_argument("X: expected at least one sample");
+  const std::lock_guard<std::mutex> lock(queue_->mutex());
+  host_w_ = nullptr;
+  steps_.clear();
+  data_.reset();  // first, so that its memory can be used again
+  Batch rows = data;
+  rows.index = nullptr;
+  rows.first = 0;
+  options_ = options;
+  if (options_.batch_size <= 0 || options_.batch_size > data.count)
+    options_.batch_size = data.count;
+  target_ = target;
+  data_ = std::make_unique<DeviceData>(queue_, rows, target, options.check_finite);
+  position = Position{};
+  order_epoch_ = next_epoch_ = -1;
+  order_.resize(options_.shuffle && options_.batch_size < data.count ? at(data.count) : 0);
+  next_order_.resize(order_.size());
+  device_order_ =
+      DeviceArray<Index>(queue_, static_cast<Index>(order_.size()), "the order of the samples");
+  host_w_ = w;
+}
+
+Index DeviceTrainer::steps_per_epoch() const {
+  return data_ ? (data_->count + options_.batch_size - 1) / options_.batch_size : 0;
+}
+
+// A full batch needs no order.
+void DeviceTrainer::upload_order(std::int64_t epoch) {
+  if (order_.empty() || order_epoch_ == epoch) return;
+  if (next_epoch_ == epoch)
+    order_.swap(next_order_);
+  else
+    permutation(options_.seed, static_cast<std::uint64_t>(epoch), data_->count, order_.data());
+  next_epoch_ = -1;
+  order_epoch_ = epoch;
+  device_order_.from_host(order_.data(), static_cast<Index>(order_.size()));
+}
+
+// Up to n steps of the current epoch; the constants of the first are those of index 0.
+DeviceTrainer::Made DeviceTrainer::make_steps(Index n, const std::function<bool()>& interrupted) {
+  upload_order(position.epoch);
+  DeviceStep now;
+  now.step = position.step;
+  now.first = position.step_in_epoch * options_.batch_size;
+  at_.from_host(&now, 1);
+  const bool weighted = data_->weight.data() != nullptr;
+  auto polled = std::chrono::steady_clock::now();
+  Made made;
+  Index queued = 0;
+  for (; queued < n && !made.stopped; ++queued) {
+    const Index first = now.first + queued * options_.batch_size;
+    make(step_for(std::min(options_.batch_size, data_->count - first), true, target_, weighted,
+                  true, options_.seed, options_.allow_non_finite));
+    if (queued % kPollSteps) continue;
+    const auto time = std::chrono::steady_clock::now();
+    if (time - polled < std::chrono::milliseconds(50)) continue;
+    polled = time;
+    made.stopped = interrupted && interrupted();
+  }
+  if (!order_.empty() && next_epoch_ != position.epoch + 1) {  // while the device works
+    permutation(options_.seed, static_cast<std::uint64_t>(position.epoch + 1), data_->count,
+                next_order_.data());
+    next_epoch_ = position.epoch + 1;
+  }
+  at_.to_host(&now, 1);
+  made.steps = now.index;
+  made.failed = now.failed != 0;
+  if (!made.stopped) made.stopped = interrupted && interrupted();
+  return made;
+}
+
+void DeviceTrainer::account(const double* results, Index n, std::vector<double>& finished) {
+  const bool mean = cost_->reduction() == Reduction::Mean;
+  for (Index i = 0; i < n; ++i) {
+    const double loss = results[2 * i], weight = results[2 * i + 1];
+    last_loss = loss;
+    position.loss_sum += mean ? loss * weight : loss;
+    position.weight_sum += weight;
+    ++position.step;
+    if (++position.step_in_epoch < steps_per_epoch()) continue;
+    finished.push_back(position.loss_sum / position.weight_sum);
+    ++position.epoch;
+    position.step_in_epoch = 0;
+    position.loss_sum = position.weight_sum = 0;
+  }
+}
+
+std::vector<double> DeviceTrainer::run(const double* lrs, Index n,
+                                       const std::function<bool()>& interrupted) {
+  if (!host_w_) throw std::invalid_argument("run: begin() comes first");
+  const std::lock_guard<std::mutex> lock(queue_->mutex());
+  const Position position_before = position;
+  const double loss_before = last_loss;
+  const std::int64_t t_before = optimizer_->steps;
+  const std::vector<double> scalars_before = optimizer_->scalars();
+  std::vector<double> finished;
+  Made made;
+  double failed_loss = 0;
+  try {
+    upload(host_w_);
+    std::vector<double> results;
+    for (Index done = 0; done < n && !made.failed && !made.stopped; done += made.steps) {
+      const Index left = std::min(n - done, steps_per_epoch() - position.step_in_epoch);
+      const Index wanted = std::min(left, kMostSteps);
+      upload_constants(lrs + done, wanted);
+      made = make_steps(wanted, interrupted);
+      results.resize(at(2 * (made.steps + made.failed)));
+      results_.to_host(results.data(), static_cast<Index>(results.size()));
+      rewind(made.steps);
+      account(results.data(), made.steps, finished);
+      if (made.failed) failed_loss = results[at(2 * made.steps)];
+    }
+    download(host_w_);
+  } catch (...) {
+    // The host's weights and state are those before the run: so is the position.
+    position = position_before;
+    last_loss = loss_before;
+    optimizer_->steps = t_before;
+    optimizer_->scalars() = scalars_before;
+    order_epoch_ = -1;
+    throw;
+  }
+  if (made.failed)
+    throw NonFiniteLoss("the loss is " + std::to_string(failed_loss) + " at epoch " +
+                        std::to_string(position.epoch) + ", step " +
+                        std::to_string(position.step_in_epoch) + " (step " +
+                        std::to_string(position.step) +
+                        " in all); the weights are those before that step");
+  if (made.stopped) throw Interrupted();
+  return finished;
+}
+
+}  // namespace gradstack

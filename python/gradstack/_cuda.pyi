@@ -1,0 +1,6 @@
+# The CUDA module, see cpp/cuda; not part of every installation.
+__version__: str
+emulated: bool
+
+def devices() -> tuple[int, int, str]: ...
+def open(device: int) -> object: ...

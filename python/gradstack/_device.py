@@ -1,0 +1,95 @@
+"""Devices: the CPU, and GPUs by way of the extension ``gradstack._cuda``, loaded on first use."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradstack import _core
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+_FLOAT32 = np.dtype(np.float32)
+_opened: dict[int, Any] = {}
+
+
+class DeviceMissingError(RuntimeError):
+    """A device was asked for that this installation or this machine does not have."""
+
+
+def device_index(device: Any) -> int | None:
+    """The number of a GPU, or None for the CPU.
+
+    Raises
+    ------
+    ValueError
+        `device` is neither "cpu", "cuda" nor "cuda:N".
+    """
+    if device == "cpu":
+        return None
+    found = re.fullmatch(r"cuda(?::(\d{1,4}))?", device) if isinstance(device, str) else None
+    if found is None:
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', got {device!r}")
+    return int(found[1] or 0)
+
+
+def _load() -> ModuleType:
+    try:
+        from gradstack import _cuda
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) or "_cuda" in str(error).split(":")[0]:
+            raise DeviceMissingError(
+                "device 'cuda': this installation of gradstack has no CUDA module; build it with "
+                "pip install . -C cmake.define.GRADSTACK_CUDA=ON (needs nvcc)"
+            ) from None
+        raise DeviceMissingError(
+            f"device 'cuda': the CUDA module does not load ({error}); its libraries come with "
+            "pip install 'gradstack[cuda]'"
+        ) from error
+    if _cuda.__version__ != _core.__version__:
+        raise DeviceMissingError(
+            f"device 'cuda': the CUDA module is of version {_cuda.__version__}, gradstack of "
+            f"{_core.__version__}; build both together"
+        )
+    return _cuda
+
+
+def open_device(device: str) -> Any:
+    """The device of that name as the core takes it; None for the CPU.
+
+    Raises
+    ------
+    DeviceMissingError
+        The CUDA module, the driver, or the device is missing; the message says which.
+    """
+    index = device_index(device)
+    if index is None:
+        return None
+    if index not in _opened:
+        cuda = _load()
+        count, driver, reason = cuda.devices()
+        if not driver:
+            raise DeviceMissingError(
+                "device 'cuda': there is no NVIDIA driver on this machine, or it is not visible "
+                "here (containers need --gpus)"
+            )
+        if not count:
+            raise DeviceMissingError(
+                f"device 'cuda': the driver (CUDA {driver // 1000}.{driver % 1000 // 10}) offers "
+                f"no device: {reason}"
+            )
+        if index >= count:
+            raise DeviceMissingError(
+                f"device {device!r}: there is no such device, this machine has {count}"
+            )
+        _opened[index] = _core.device.Device(cuda.open(index))
+    return _opened[index]
+
+
+def require_float32(device: str, dtype: np.dtype[Any], owner: str) -> None:
+    """Refuse dtypes that devices do not compute in."""
+    if device != "cpu" and dtype != _FLOAT32:
+        raise ValueError(f"[{owner}] device {device!r} computes in float32, the net is of {dtype}")
