@@ -42,4 +42,7 @@ if(NOT GRADSTACK_CUDA_EMULATED)
     BUILD_WITH_INSTALL_RPATH ON
     INSTALL_RPATH "$ORIGIN/../nvidia/${cuda_major}/lib;$ORIGIN/../nvidia/cublas/lib")
 endif()
+if(SKBUILD)  # which asks for _core
+  add_dependencies(_core _cuda)
+endif()
 install(TARGETS _cuda LIBRARY DESTINATION gradstack COMPONENT python)

@@ -1,5 +1,6 @@
 # The kernels of the CUDA backend, an object library. CMAKE_CUDA_ARCHITECTURES: machine code for
 # sm_80 and sm_90, and PTX, which newer devices compile when they load it.
+include_guard(GLOBAL)
 if(NOT CMAKE_CUDA_ARCHITECTURES)
   set(CMAKE_CUDA_ARCHITECTURES 80-real 90)
 endif()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -38,23 +39,23 @@ def device_index(device: Any) -> int | None:
 
 def _load() -> ModuleType:
     try:
-        from gradstack import _cuda
+        cuda = importlib.import_module("gradstack._cuda")
+    except ModuleNotFoundError:
+        raise DeviceMissingError(
+            "device 'cuda': this installation of gradstack has no CUDA module; build it with "
+            "pip install . -C cmake.define.GRADSTACK_CUDA=ON (needs nvcc)"
+        ) from None
     except ImportError as error:
-        if isinstance(error, ModuleNotFoundError) or "_cuda" in str(error).split(":")[0]:
-            raise DeviceMissingError(
-                "device 'cuda': this installation of gradstack has no CUDA module; build it with "
-                "pip install . -C cmake.define.GRADSTACK_CUDA=ON (needs nvcc)"
-            ) from None
         raise DeviceMissingError(
             f"device 'cuda': the CUDA module does not load ({error}); its libraries come with "
             "pip install 'gradstack[cuda]'"
         ) from error
-    if _cuda.__version__ != _core.__version__:
+    if cuda.__version__ != _core.__version__:
         raise DeviceMissingError(
-            f"device 'cuda': the CUDA module is of version {_cuda.__version__}, gradstack of "
+            f"device 'cuda': the CUDA module is of version {cuda.__version__}, gradstack of "
             f"{_core.__version__}; build both together"
         )
-    return _cuda
+    return cuda
 
 
 def open_device(device: str) -> Any:

@@ -1,0 +1,363 @@
+"""Training on a GPU against PyTorch and JAX: builds, checks, times. `python -m bench.gpu --help`.
+
+Needs nvcc, CMake, pybind11 and PyTorch with CUDA; JAX takes part where it is installed with CUDA.
+Offline, under ten minutes. Every net is trained by everyone from the same weights on the same
+resident data, shuffled on the device once per epoch, in float32 without tf32 unless a row says so.
+Before it is timed, the gradient of each net is compared with float64 on the CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.timing import interleave
+
+ROOT = pathlib.Path(__file__).parent.parent
+MINUTES = 9.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """A net, its data and how it is trained."""
+
+    name: str
+    widths: tuple[int, ...]
+    samples: int
+    batch: int
+    cost: str  # "cross_entropy" or "mse"
+    momentum: float
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch; all loads divide evenly so that nobody records two shapes."""
+        return self.samples // self.batch
+
+    def flops(self) -> float:
+        """Useful operations of an epoch: 6 per weight and sample, less the first layer's dC/dx."""
+        sizes = [a * b for a, b in zip(self.widths, self.widths[1:], strict=False)]
+        return self.samples * (6.0 * sum(sizes) - 2.0 * sizes[0])
+
+
+LOADS = (
+    Load("mnist", (784, 256, 128, 10), 60_032, 128, "cross_entropy", 0.9),
+    Load("wide", (1024, 1024, 1024, 1024), 1 << 15, 4096, "mse", 0.0),
+    Load("narrow", (64, 64, 64, 64, 64), 1 << 20, 1 << 18, "mse", 0.0),
+)
+SMOKE = (Load("smoke", (8, 16, 4), 256, 32, "cross_entropy", 0.9),)
+LR = 0.01
+
+
+class Task:
+    """A load with its data and first weights."""
+
+    def __init__(self, load: Load) -> None:
+        rng = np.random.default_rng(0)
+        self.load = load
+        self.x = rng.normal(size=(load.samples, load.widths[0])).astype(np.float32)
+        out = load.widths[-1]
+        self.y: npt.NDArray[Any] = (
+            rng.integers(0, out, load.samples)
+            if load.cost == "cross_entropy"
+            else rng.normal(size=(load.samples, out)).astype(np.float32)
+        )
+        self.layers = [
+            (
+                rng.normal(size=(o, i), scale=i**-0.5).astype(np.float32),
+                np.zeros(o, np.float32),
+            )
+            for i, o in zip(load.widths, load.widths[1:], strict=False)
+        ]
+
+    def net(self, dtype: Any = np.float32) -> Any:
+        """The net in gradstack."""
+        from gradstack import nn
+
+        blocks: list[Any] = []
+        for weight, bias in self.layers:
+            layer = nn.Linear(weight.shape[1], weight.shape[0], dtype=dtype)
+            layer.weight, layer.bias = weight, bias
+            blocks += [layer, nn.ReLU()]
+        return nn.Sequential(*blocks[:-1])
+
+    def cost(self) -> Any:
+        """The cost in gradstack."""
+        from gradstack import nn
+
+        return nn.CrossEntropyLoss() if self.load.cost == "cross_entropy" else nn.MSELoss()
+
+
+def build() -> None:
+    """Build the core and the CUDA module for the GPU of this machine, into the source tree."""
+    folder = ROOT / "build" / "gpu"
+    cmake_dir = subprocess.run(
+        [sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    configure = ["cmake", "-S", str(ROOT), "-B", str(folder), *generator]
+    configure += ["-DCMAKE_BUILD_TYPE=Release", "-DGRADSTACK_PYTHON=ON", "-DGRADSTACK_CUDA=ON"]
+    configure += ["-DCMAKE_CUDA_ARCHITECTURES=native", f"-DPython_EXECUTABLE={sys.executable}"]
+    subprocess.run([*configure, f"-Dpybind11_DIR={cmake_dir}"], check=True)
+    jobs = str(os.cpu_count() or 1)
+    subprocess.run(
+        ["cmake", "--build", str(folder), "-j", jobs, "--target", "_core", "_cuda"], check=True
+    )
+    for module in (*folder.glob("_core*.so"), *folder.glob("_cuda*.so")):
+        shutil.copy2(module, ROOT / "python" / "gradstack")
+
+
+def case_list() -> str:
+    """Run the tests of the device."""
+    if importlib.util.find_spec("pytest") is None:
+        return "not run: pytest is not installed"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_cuda.py"],
+        cwd=ROOT,
+        env={**os.environ, "GRADSTACK_REQUIRE_CUDA": "1", "PYTHONPATH": str(ROOT / "python")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = done.stdout.strip().splitlines()
+    return "\n".join(lines[-20:] if done.returncode else lines[-1:])
+
+
+def gradient_error(task: Task) -> float:
+    """Largest error of the device's gradient against float64, relative to the largest entry."""
+    import gradstack as gs
+
+    count = min(task.load.batch, 4096)
+    x, y = task.x[:count], task.y[:count]
+    _, expected = gs.value_and_grad(task.net(np.float64), task.cost(), x, y)
+    _, dw = gs.value_and_grad(task.net().to("cuda"), task.cost(), x, y)
+    return float(np.abs(dw - expected).max() / np.abs(expected).max())
+
+
+def gradstack_run(task: Task) -> Callable[[int], None]:
+    """`fit` with the data resident; one call makes all epochs."""
+    import gradstack as gs
+    from gradstack import optim
+    from gradstack._data import read_data, settle_shapes, training_graph
+    from gradstack._engine import CoreEngine, Options
+
+    net, cost = task.net(), task.cost()
+    optimizer = optim.SGD(lr=LR, momentum=task.load.momentum)
+    compiled = training_graph(net, settle_shapes(net, task.x))
+    data = read_data(net, compiled, cost, task.x, task.y, None)
+    options = Options(task.load.batch, True, 0, 0, False, "cuda")
+    engine = CoreEngine(net, compiled, cost, optimizer, data, options)
+    assert gs  # the package is loaded before anything is timed
+
+    def run(epochs: int) -> None:
+        engine.advance(epochs * task.load.steps)
+
+    return run
+
+
+def torch_run(task: Task, how: str, device: str) -> Callable[[int], None]:
+    """PyTorch: "eager", "graph" (a whole step captured), or "compile"."""
+    import torch
+
+    load = task.load
+    torch.backends.cuda.matmul.allow_tf32 = False
+    bf16, tf32 = "bf16" in how, "tf32" in how
+    modules: list[torch.nn.Module] = []
+    for weight, bias in task.layers:
+        layer = torch.nn.Linear(weight.shape[1], weight.shape[0])
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(weight))
+            layer.bias.copy_(torch.from_numpy(bias))
+        modules += [layer, torch.nn.ReLU()]
+    net = torch.nn.Sequential(*modules[:-1]).to(device)
+    cost = torch.nn.CrossEntropyLoss() if load.cost == "cross_entropy" else torch.nn.MSELoss()
+    optimizer = torch.optim.SGD(
+        net.parameters(), lr=LR, momentum=load.momentum, fused=device != "cpu"
+    )
+    x, y = torch.from_numpy(task.x).to(device), torch.from_numpy(task.y).to(device)
+    index = torch.zeros(load.batch, dtype=torch.int64, device=device)
+
+    def loss_of(xb: Any, yb: Any) -> Any:
+        with torch.autocast(device.partition(":")[0], torch.bfloat16, enabled=bf16):
+            return cost(net(xb), yb)
+
+    forward = torch.compile(loss_of, mode="reduce-overhead") if "compile" in how else loss_of
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=False)
+        forward(x[index], y[index]).backward()
+        optimizer.step()
+
+    make: Callable[[], Any] = step
+    if "graph" in how:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        make = graph.replay
+
+    def run(epochs: int) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        for _ in range(epochs):
+            order = torch.randperm(load.samples, device=device)
+            for batch in order.split(load.batch):
+                index.copy_(batch)
+                make()
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+    return run
+
+
+def jax_run(task: Task) -> Callable[[int], None]:
+    """JAX: an epoch is one jitted scan."""
+    import jax
+    import jax.numpy as jnp
+
+    jax.config.update("jax_default_matmul_precision", "highest")
+    load = task.load
+    x, y = jnp.asarray(task.x), jnp.asarray(task.y)
+
+    def loss(layers: Any, xb: Any, yb: Any) -> Any:
+        for weight, bias in layers[:-1]:
+            xb = jax.nn.relu(xb @ weight.T + bias)
+        out = xb @ layers[-1][0].T + layers[-1][1]
+        if load.cost == "mse":
+            return jnp.mean((out - yb) ** 2)
+        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(out), yb[:, None], 1))
+
+    def step(state: Any, index: Any) -> Any:
+        layers, velocity = state
+        grad = jax.grad(loss)(layers, x[index], y[index])
+        velocity = jax.tree.map(lambda v, g: load.momentum * v + g, velocity, grad)
+        return (jax.tree.map(lambda w, v: w - LR * v, layers, velocity), velocity), None
+
+    @jax.jit
+    def epoch(state: Any, key: Any) -> Any:
+        order = jax.random.permutation(key, load.samples).reshape(load.steps, load.batch)
+        return jax.lax.scan(step, state, order)[0]
+
+    layers = [(jnp.asarray(w), jnp.asarray(b)) for w, b in task.layers]
+    kept = [(layers, jax.tree.map(jnp.zeros_like, layers)), jax.random.key(0)]
+
+    def run(epochs: int) -> None:
+        for _ in range(epochs):
+            kept[1], key = jax.random.split(kept[1])
+            kept[0] = epoch(kept[0], key)
+        jax.block_until_ready(kept[0])
+
+    return run
+
+
+def competitors(task: Task, smoke: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Names, and what makes each one's run."""
+    device = "cpu" if smoke else "cuda"
+    yield "gradstack", lambda: gradstack_run(task)
+    yield "PyTorch eager", lambda: torch_run(task, "eager", device)
+    if not smoke:
+        yield "PyTorch CUDA graph", lambda: torch_run(task, "graph", device)
+        yield "PyTorch compile", lambda: torch_run(task, "compile", device)
+        yield "PyTorch CUDA graph, tf32", lambda: torch_run(task, "graph tf32", device)
+        yield "PyTorch CUDA graph, bf16", lambda: torch_run(task, "graph bf16", device)
+    if importlib.util.find_spec("jax") is not None:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        import jax
+
+        if smoke or jax.default_backend() == "gpu":
+            yield "JAX jit", lambda: jax_run(task)
+
+
+def measure(task: Task, smoke: bool, repeats: int) -> dict[str, Any]:
+    """Seconds of an epoch for everybody who takes part."""
+    load = task.load
+    result: dict[str, Any] = {**asdict(load), "gradient error": gradient_error(task)}
+    runs: dict[str, Callable[[int], None]] = {}
+    for name, make in competitors(task, smoke):
+        # A peer that cannot run here must not cost the others their figures.
+        try:
+            run = make()
+            run(1)
+        except Exception as error:  # noqa: BLE001
+            result[name] = f"failed: {type(error).__name__}: {error}"[:300]
+            continue
+        runs[name] = run
+    timings = interleave(runs, dict.fromkeys(runs, 0.0), repeats, 0.02 if smoke else 0.5)
+    for name, timing in timings.items():
+        result[name] = {
+            "best": timing.best,
+            "median": timing.median,
+            "Tflop/s": load.flops() / timing.best / 1e12,
+        }
+    return result
+
+
+def show(row: dict[str, Any]) -> None:
+    """Print a table of one load."""
+    widths = "-".join(map(str, row["widths"]))
+    print(f"\n{row['name']}: {widths}, {row['samples']} samples, batch {row['batch']}")
+    print(f"  gradient error against float64: {row['gradient error']:.1e}")
+    for name, timing in row.items():
+        if isinstance(timing, dict):
+            print(
+                f"  {name:28s} {timing['best'] * 1e3:9.2f} ms an epoch (median "
+                f"{timing['median'] * 1e3:9.2f}), {timing['Tflop/s']:7.2f} Tflop/s"
+            )
+        elif isinstance(timing, str) and timing.startswith("failed"):
+            print(f"  {name:28s} {timing}")
+
+
+def main() -> None:
+    """Build, check, time, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=pathlib.Path, help="write the figures there")
+    parser.add_argument("--no-build", action="store_true", help="use the modules that are there")
+    parser.add_argument("--no-tests", action="store_true", help="leave out tests/test_cuda.py")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--smoke", action="store_true", help="a tiny net, peers on the CPU: checks this program"
+    )
+    arguments = parser.parse_args()
+    began = time.monotonic()
+    if not arguments.no_build:
+        build()
+    with contextlib.suppress(ValueError):
+        sys.path.remove(str(ROOT / "python"))
+    sys.path.insert(0, str(ROOT / "python"))
+    from gradstack._device import open_device
+
+    report: dict[str, Any] = {"device": open_device("cuda").name, "loads": []}
+    print(f"device: {report['device']}")
+    if not arguments.no_tests:
+        report["tests"] = case_list()
+        print(report["tests"])
+    for load in SMOKE if arguments.smoke else LOADS:
+        if time.monotonic() - began > 60 * MINUTES:
+            print(f"\n{load.name}: left out, {MINUTES:g} minutes have passed")
+            continue
+        row = measure(Task(load), arguments.smoke, arguments.repeats)
+        report["loads"].append(row)
+        show(row)
+        if arguments.json:  # after each: an interrupted run keeps what it has
+            arguments.json.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,496 @@
+"""device="cuda" against the CPU, case by case, and what it says when something is missing.
+
+The cases run on a GPU where there is one, or on the emulated device of a build with
+GRADSTACK_CUDA_EMULATED; elsewhere they are skipped with the reason.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pathlib
+import sys
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gradstack as gs
+from gradstack import _core, _device, nn, optim
+from oracle_nets import BOUNDED, KINKED, SMOOTH
+from random_nets import random_net
+
+Array = np.ndarray
+
+# Agreement with the CPU: float32 sums in another order.
+RTOL, ATOL = 2e-4, 2e-5
+
+
+@pytest.fixture(scope="module")
+def cuda() -> str:
+    try:
+        _device.open_device("cuda")
+    except _device.DeviceMissingError as error:
+        pytest.skip(str(error))
+    return "cuda"
+
+
+def close(got: Any, expected: Any, scale: float = 1.0) -> None:
+    np.testing.assert_allclose(got, expected, rtol=RTOL * scale, atol=ATOL * scale)
+
+
+def on(device: str, net: nn.Module) -> nn.Module:
+    return net.copy().to(device)
+
+
+def compare(device: str, net: nn.Module, xs: tuple[Array, ...], rng: np.random.Generator) -> None:
+    """Values and reverse-mode derivatives of a net on both devices."""
+    other = on(device, net)
+    x = xs if len(xs) > 1 else xs[0]
+    y, pullback = gs.vjp(net, x)
+    z, other_pullback = gs.vjp(other, x)
+    several = isinstance(y, tuple)
+    for a, b in zip(y if several else (y,), z if several else (z,), strict=True):
+        close(b, a)
+    call, other_call = net(*xs), other(*xs)
+    for a, b in zip(*((c if several else (c,)) for c in (call, other_call)), strict=True):
+        close(b, a)
+    dy = [rng.normal(size=a.shape).astype(np.float32) for a in (y if several else (y,))]
+    for _ in range(2):  # a pullback can be called again
+        dx, dw = pullback(tuple(dy) if several else dy[0])
+        dx2, dw2 = other_pullback(tuple(dy) if several else dy[0])
+        many = isinstance(dx, tuple)
+        for a, b in zip(dx if many else (dx,), dx2 if many else (dx2,), strict=True):
+            close(b, a, 1 + np.abs(a).max())
+        close(dw2, dw, 1 + np.abs(dw).max(initial=0))
+
+
+@pytest.mark.parametrize("name", [*SMOOTH, *KINKED, *BOUNDED])
+def test_every_op(cuda: str, rng: np.random.Generator, name: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 7), nn.Linear(7, 3)
+
+        def forward(self, x: Any) -> Any:
+            def h(s: Any) -> Any:
+                return (
+                    gs.gelu(s, approximate="tanh") if name == "gelu_tanh" else getattr(gs, name)(s)
+                )
+
+            return h(h(self.b(h(self.a(x)))))  # fused, and by itself
+
+    compare(cuda, Net(), (rng.normal(size=(33, 5)).astype(np.float32),), rng)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_graphs(cuda: str, rng: np.random.Generator, seed: int) -> None:
+    net = random_net(seed, tame=True)
+    xs = tuple(rng.normal(size=(37, 8)).astype(np.float32) for _ in range(net.count))
+    compare(cuda, net, xs, rng)
+
+
+def test_one_sample_an_empty_batch_and_out(cuda: str, rng: np.random.Generator) -> None:
+    net = nn.Sequential(nn.Linear(4, 6), nn.Softmax(), nn.Linear(6, 2), nn.LogSoftmax())
+    compare(cuda, net, (rng.normal(size=4).astype(np.float32),), rng)
+    other = on(cuda, net)
+    assert other(np.zeros((0, 4))).shape == (0, 2)
+    out = np.empty((3, 2), np.float32)
+    x = rng.normal(size=(3, 4)).astype(np.float32)
+    assert other(x, out=out) is out
+    close(out, net(x))
+
+
+def test_batches_that_do_not_fill_a_block(cuda: str, rng: np.random.Generator) -> None:
+    net = nn.Sequential(nn.Linear(3, 300), nn.Tanh(), nn.Linear(300, 1))
+    for count in (1, 2, 31, 33, 257, 5000):
+        compare(cuda, net, (rng.normal(size=(count, 3)).astype(np.float32),), rng)
+
+
+def test_sparse_layers_and_masks(cuda: str, rng: np.random.Generator) -> None:
+    mask = rng.random((6, 5)) < 0.5
+    edges = [(i, j) for i in range(4) for j in range(6) if (i + j) % 3]
+    net = nn.Sequential(nn.Linear(5, 6, mask=mask), nn.Tanh(), nn.SparseLinear(6, 4, edges))
+    compare(cuda, net, (rng.normal(size=(40, 5)).astype(np.float32),), rng)
+
+
+def test_nearest_neighbour(cuda: str, rng: np.random.Generator) -> None:
+    net = nn.NearestNeighbour(3, 5)
+    x = rng.normal(size=(50, 3)).astype(np.float32)
+    assert np.array_equal(on(cuda, net)(x), net(x))
+    fits(cuda, net, x, None, nn.SquaredError(), optim.SGD(lr=0.05))
+
+
+COSTS = {
+    "squared": (nn.SquaredError(), "dense"),
+    "mse sum": (nn.MSELoss(reduction="sum"), "dense"),
+    "l1": (nn.L1Loss(), "dense"),
+    "smooth l1": (nn.SmoothL1Loss(beta=0.5), "dense"),
+    "huber": (nn.HuberLoss(delta=0.3), "dense"),
+    "cross entropy": (nn.CrossEntropyLoss(label_smoothing=0.1), "label"),
+    "weighted": (nn.CrossEntropyLoss(weight=[0.5, 2.0, 1.0, 0.25]), "label"),
+    "cross entropy of probabilities": (nn.CrossEntropyLoss(), "probability"),
+    "nll": (nn.NLLLoss(weight=[0.5, 2.0, 1.0, 0.25]), "label"),
+    "bce": (nn.BCEWithLogitsLoss(), "unit"),
+    "poisson": (nn.PoissonNLLLoss(full=True), "unit"),
+    "gaussian": (nn.GaussianNLLLoss(), "half"),
+    "kl": (nn.KLDivLoss(), "probability"),
+    "hinge": (nn.HingeEmbeddingLoss(), "sign"),
+    "quantile": (nn.QuantileLoss(0.3), "dense"),
+}
+
+
+def target(kind: str, n: int, rng: np.random.Generator) -> Array:
+    dense = rng.normal(size=(n, 4)).astype(np.float32)
+    if kind == "label":
+        return rng.integers(0, 4, n)
+    if kind == "unit":
+        return rng.random((n, 4)).astype(np.float32)
+    if kind == "probability":
+        e = np.exp(dense)
+        return e / e.sum(axis=1, keepdims=True)
+    if kind == "half":
+        return dense[:, :2]
+    return np.sign(dense) if kind == "sign" else dense
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", COSTS)
+def test_every_kind_of_cost(cuda: str, rng: np.random.Generator, name: str, weighted: bool) -> None:
+    cost, kind = COSTS[name]
+    net = nn.Sequential(nn.Linear(6, 8), nn.SiLU(), nn.Linear(8, 4))
+    x = rng.normal(size=(45, 6)).astype(np.float32)
+    y = target(kind, 45, rng)
+    weight = rng.random(45) if weighted else None
+    loss, dw = gs.value_and_grad(net, cost, x, y, sample_weight=weight)
+    loss2, dw2 = gs.value_and_grad(on(cuda, net), cost, x, y, sample_weight=weight)
+    assert loss2 == pytest.approx(loss, rel=1e-4)
+    close(dw2, dw, 1 + np.abs(dw).max())
+
+
+def fits(
+    device: str,
+    net: nn.Module,
+    x: Any,
+    y: Any,
+    cost: nn.Cost,
+    optimizer: optim.Optimizer,
+    scale: float = 1.0,
+    **options: Any,
+) -> tuple[nn.Module, gs.History]:
+    """Train copies of a net on both devices; they must agree. Returns what the device made."""
+    import copy
+
+    options = {"batch_size": 16, "epochs": 3, **options}
+    other, other_optimizer = net.copy(), copy.deepcopy(optimizer)
+    expected = gs.fit(net, x, y, cost=cost, optimizer=optimizer, **options)
+    history = gs.fit(other, x, y, cost=cost, optimizer=other_optimizer, device=device, **options)
+    close(history.loss, expected.loss, scale)
+    close(other.w, net.w, scale)
+    assert other_optimizer.t == optimizer.t
+    for name, state in optimizer.state.items():
+        close(other_optimizer.state[name], state, scale)
+    return other, history
+
+
+def problem(rng: np.random.Generator, n: int = 75) -> tuple[nn.Module, Array, Array]:
+    net = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 4))
+    x = rng.normal(size=(n, 6)).astype(np.float32)
+    return net, x, rng.integers(0, 4, n)
+
+
+OPTIMISERS = {
+    "sgd": optim.SGD(lr=0.05),
+    "momentum": optim.SGD(lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "clip norm": optim.SGD(lr=0.05, momentum=0.9, clip_norm=0.1),
+    "clip value": optim.SGD(lr=0.05, clip_value=0.01),
+    "no decay of biases": optim.SGD(lr=0.05, weight_decay=0.5, decay_bias=False),
+    "adam": optim.Adam(lr=0.01, amsgrad=True),
+    "adamw": optim.AdamW(lr=0.01),
+    "rmsprop": optim.RMSprop(lr=0.01, momentum=0.5, centered=True),
+    "adagrad": optim.Adagrad(lr=0.05),
+    "adadelta": optim.Adadelta(),
+    "nadam": optim.NAdam(lr=0.01),
+    "lion": optim.Lion(lr=1e-3),
+    "schedule": optim.SGD(lr=lambda step: 0.1 / (1 + step)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_training_with_every_rule(cuda: str, rng: np.random.Generator, name: str) -> None:
+    import copy
+
+    net, x, y = problem(rng)
+    # The signs and quotients of tiny gradients magnify rounding.
+    scale = 50.0 if name in ("lion", "adadelta", "rmsprop", "adam", "nadam", "adamw") else 1.0
+    fits(cuda, net, x, y, nn.CrossEntropyLoss(), copy.deepcopy(OPTIMISERS[name]), scale)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": None},
+        {"batch_size": 1, "epochs": 1},
+        {"shuffle": False},
+        {"batch_size": 75},
+        {"batch_size": 20, "seed": 3},
+    ],
+)
+def test_batches_and_orders(cuda: str, rng: np.random.Generator, options: dict[str, Any]) -> None:
+    net, x, y = problem(rng)
+    fits(cuda, net, x, y, nn.CrossEntropyLoss(), optim.SGD(lr=0.05, momentum=0.9), **options)
+
+
+def test_weights_of_samples_and_classes(cuda: str, rng: np.random.Generator) -> None:
+    net, x, y = problem(rng)
+    cost = nn.CrossEntropyLoss(weight=[0.5, 2.0, 1.0, 0.25])
+    weight = rng.random(75)
+    weight[:9] = 0
+    validation = (x[:30], y[:30], weight[:30])
+    _, history = fits(
+        cuda, net, x, y, cost, optim.SGD(lr=0.1), sample_weight=weight, validation=validation
+    )
+    assert len(history.val_loss) == 3
+
+
+def test_dropout_has_the_masks_of_the_cpu(cuda: str, rng: np.random.Generator) -> None:
+    net = nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Dropout(0.4), nn.Linear(40, 4))
+    _, x, y = problem(rng)
+    fits(cuda, net, x, y, nn.CrossEntropyLoss(), optim.SGD(lr=0.1), seed=7)
+    other = on(cuda, net)
+    for each in (net, other):
+        each.train()
+    gs.seed(5)
+    expected = net(x)
+    gs.seed(5)
+    close(other(x), expected)
+
+
+def test_frozen_masked_and_shared_parameters(cuda: str, rng: np.random.Generator) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(6, 8, mask=np.arange(48).reshape(8, 6) % 3 > 0)
+            self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 4)
+            self.b.freeze()
+
+        def forward(self, x: Any) -> Any:
+            z = gs.tanh(self.a(x))
+            return self.c(gs.tanh(self.b(z)) + self.c.weight.shape[0] * 0 * z)
+
+    net = Net()
+    _, x, y = problem(rng)
+    before = net.w.copy()
+    other, _ = fits(
+        cuda, net, x, y, nn.CrossEntropyLoss(), optim.SGD(lr=0.1, momentum=0.5, weight_decay=0.1)
+    )
+    frozen = slice(56, 56 + 72)
+    assert np.array_equal(other.w[frozen], before[frozen])
+    held = np.flatnonzero(np.arange(48) % 3 == 0)
+    assert np.array_equal(other.w[held], before[held])
+
+
+def test_several_inputs(cuda: str, rng: np.random.Generator) -> None:
+    class Critic(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(5, 9), nn.Linear(9, 1)
+
+        def forward(self, s: Any, u: Any) -> Any:
+            return self.b(gs.relu(self.a(gs.concat([s, u]))))
+
+    s, u = rng.normal(size=(60, 3)), rng.normal(size=(60, 2))
+    fits(cuda, Critic(), (s, u), s[:, :1] * u[:, :1], nn.MSELoss(), optim.SGD(lr=0.05))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int8])
+def test_data_of_any_dtype_and_stride(cuda: str, rng: np.random.Generator, dtype: Any) -> None:
+    net, x, y = problem(rng)
+    wide = np.zeros((150, 12), dtype)
+    wide[::2, ::2] = (4 * x).astype(dtype)
+    fits(cuda, net, wide[::2, ::2], y.astype(np.uint8), nn.CrossEntropyLoss(), optim.SGD(lr=0.01))
+
+
+def test_bits_repeat(cuda: str, rng: np.random.Generator) -> None:
+    net, x, y = problem(rng, 500)
+    found = []
+    for _ in range(2):
+        other = net.copy()
+        history = gs.fit(
+            other, x, y, cost=nn.CrossEntropyLoss(), optimizer=optim.Adam(), batch_size=64,
+            epochs=4, device=cuda,
+        )  # fmt: skip
+        found.append((other.w.tobytes(), history.loss))
+    assert found[0] == found[1]
+
+
+def test_trainer_steps(cuda: str, rng: np.random.Generator) -> None:
+    net, x, y = problem(rng)
+    other = net.copy()
+    trainer = gs.Trainer(net, nn.CrossEntropyLoss(), optim.SGD(lr=0.1, momentum=0.9))
+    device = gs.Trainer(other, nn.CrossEntropyLoss(), optim.SGD(lr=0.1, momentum=0.9), device=cuda)
+    for i in range(6):
+        rows = slice(0, 40) if i % 3 else slice(40, 75)
+        assert device.step(x[rows], y[rows]) == pytest.approx(
+            trainer.step(x[rows], y[rows]), rel=1e-4
+        )
+        close(other.w, net.w)
+    other.w[...] = net.w[...] = 0.01  # what the user writes counts
+    assert device.step(x, y) == pytest.approx(trainer.step(x, y), rel=1e-4)
+
+
+def test_callbacks_may_move_weights_and_stop(cuda: str, rng: np.random.Generator) -> None:
+    net, x, y = problem(rng)
+
+    def shrink(state: Any) -> Any:
+        state.net.w[...] *= 0.5
+        return gs.STOP if state.epoch == 1 else None
+
+    _, history = fits(cuda, net, x, y, nn.CrossEntropyLoss(), optim.SGD(lr=0.1), callbacks=shrink)
+    assert history.epochs == 2
+
+
+def test_a_run_resumes(cuda: str, rng: np.random.Generator, tmp_path: pathlib.Path) -> None:
+    net, x, y = problem(rng)
+    whole, parts = net.copy(), net.copy()
+    options: dict[str, Any] = {"cost": nn.CrossEntropyLoss(), "batch_size": 16, "device": cuda}
+    gs.fit(whole, x, y, optimizer=optim.Adam(), epochs=4, **options)
+    for epochs in (2, 4):
+        checkpoint = gs.Checkpoint(tmp_path / "run", every_epochs=1)
+        gs.fit(parts, x, y, optimizer=optim.Adam(), epochs=epochs, checkpoint=checkpoint, **options)
+    assert np.array_equal(parts.w, whole.w)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(
+    cuda: str, rng: np.random.Generator
+) -> None:
+    net, x, y = problem(rng)
+    found = []
+    for device in ("cpu", cuda):
+        other, optimizer = net.copy(), optim.SGD(lr=1e18)
+        with pytest.raises(FloatingPointError, match=r"epoch \d+, step \d+") as error:
+            gs.fit(
+                other, x, y, cost=nn.CrossEntropyLoss(), optimizer=optimizer, batch_size=16,
+                device=device,
+            )  # fmt: skip
+        assert np.isfinite(other.w).all()
+        found.append((str(error.value).split(" at ")[1], optimizer.t))
+    assert found[0] == found[1]
+    gs.fit(
+        net, x, y, cost=nn.CrossEntropyLoss(), optimizer=optim.SGD(lr=1e18), epochs=1, device=cuda,
+        errors="ignore",
+    )  # fmt: skip
+
+
+def test_relu_keeps_nan(cuda: str) -> None:
+    net = on(cuda, nn.Sequential(nn.Linear(2, 3), nn.ReLU()))
+    assert np.isnan(net(np.array([[np.nan, 1.0], [0.0, 1.0]]))).sum(axis=1).tolist() == [3, 0]
+
+
+def test_bad_rows_of_a_memory_map(
+    cuda: str, rng: np.random.Generator, tmp_path: pathlib.Path
+) -> None:
+    net, x, y = problem(rng)
+    x[17, 2] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    with pytest.raises(ValueError, match="row 17"):
+        gs.fit(net, mapped, y, cost=nn.CrossEntropyLoss(), optimizer=optim.SGD(), device=cuda)
+
+
+def test_what_only_the_cpu_runs(cuda: str, rng: np.random.Generator) -> None:
+    _, x, y = problem(rng)
+    with pytest.raises(ValueError, match="float32"):
+        nn.Linear(2, 1, dtype=np.float64).to(cuda)
+
+    class Own(nn.Cost):
+        def value(self, ybar: Any, y: Any) -> Any:
+            return (ybar**2).sum(axis=1)
+
+        def gradient(self, ybar: Any, y: Any) -> Any:
+            return 2 * ybar
+
+    with pytest.raises(ValueError, match="written in Python"):
+        gs.fit(nn.Linear(6, 4), x, None, cost=Own(), optimizer=optim.SGD(), device=cuda)
+    with pytest.raises(ValueError, match="CPU only"):
+        gs.fit(
+            nn.Linear(6, 4), x, y, cost=nn.CrossEntropyLoss(), optimizer=optim.LBFGS(), device=cuda
+        )
+    own = nn.Sequential(nn.Linear(6, 4), nn.Pointwise(np.tanh, lambda s: 1 - np.tanh(s) ** 2))
+    with pytest.raises(ValueError, match="written in Python"):
+        own.to(cuda)(x)
+
+
+def test_copies_are_on_the_cpu(cuda: str) -> None:
+    net = nn.Linear(2, 1).to(cuda)
+    assert (net.device, net.copy().device, net.to("cpu").device) == (cuda, "cpu", "cpu")
+
+
+# What is said where something is missing; these run everywhere. -----------------------------------
+
+
+def fake(monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
+    monkeypatch.setitem(sys.modules, "gradstack._cuda", module)
+    monkeypatch.setattr(_device, "_opened", {})
+
+
+def module_with(devices: tuple[int, int, str], version: str = _core.__version__) -> Any:
+    def opened(_: int) -> Any:
+        raise AssertionError("must not be opened")
+
+    return types.SimpleNamespace(__version__=version, devices=lambda: devices, open=opened)
+
+
+MISSING = [
+    (None, r"no CUDA module.*GRADSTACK_CUDA=ON"),
+    (module_with((0, 0, "no driver")), "no NVIDIA driver"),
+    (module_with((0, 13000, "no CUDA-capable device is detected")), r"13\.0.*no CUDA-capable"),
+    (module_with((1, 13000, ""), "0.0.0"), r"version 0\.0\.0"),
+]
+
+
+@pytest.mark.parametrize(("module", "message"), MISSING)
+def test_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, module: Any, message: str) -> None:
+    fake(monkeypatch, module)
+    net, x = nn.Linear(2, 1), np.zeros((4, 2))
+    with pytest.raises(RuntimeError, match=message):
+        gs.fit(net, x, x[:, :1], cost=nn.MSELoss(), optimizer=optim.SGD(), device="cuda")
+    with pytest.raises(RuntimeError, match=message):
+        gs.Trainer(net, nn.MSELoss(), optim.SGD(), device="cuda:0")
+    with pytest.raises(RuntimeError, match=message):
+        net.to("cuda")
+    assert net.device == "cpu"
+
+
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(monkeypatch, module_with((2, 13000, "")))
+    with pytest.raises(RuntimeError, match=r"'cuda:2'.*has 2"):
+        nn.Linear(2, 1).to("cuda:2")
+
+
+def test_a_library_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(name: str) -> Any:
+        raise ImportError("libcublasLt.so.13: cannot open shared object file")
+
+    fake(monkeypatch, None)
+    monkeypatch.setattr(importlib, "import_module", load)
+    with pytest.raises(RuntimeError, match=r"libcublasLt\.so\.13.*gradstack\[cuda\]"):
+        nn.Linear(2, 1).to("cuda")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:-1", "CUDA", "", None, 0])
+def test_unknown_devices(device: Any) -> None:
+    with pytest.raises(ValueError, match="device must be"):
+        nn.Linear(2, 1).to(device)
+
+
+def test_this_machine_says_what_it_lacks() -> None:
+    """With whatever is installed here: it opens, or the error names the missing part."""
+    try:
+        said = _device.open_device("cuda").name
+    except _device.DeviceMissingError as error:
+        said = str(error)
+        assert not os.environ.get("GRADSTACK_REQUIRE_CUDA"), said
+        said = said.partition("'cuda': ")[2]
+    assert said
