@@ -295,7 +295,7 @@ def measure(task: Task, smoke: bool, repeats: int) -> dict[str, Any]:
         try:
             run = make()
             run(1)
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             result[name] = f"failed: {type(error).__name__}: {error}"[:300]
             continue
         runs[name] = run

@@ -272,12 +272,12 @@ def test_frozen_masked_and_shared_parameters(cuda: str, rng: np.random.Generator
         def __init__(self) -> None:
             super().__init__()
             self.a = nn.Linear(6, 8, mask=np.arange(48).reshape(8, 6) % 3 > 0)
-            self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 4)
+            self.b, self.c, self.d = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
             self.b.freeze()
 
         def forward(self, x: Any) -> Any:
-            z = gs.tanh(self.a(x))
-            return self.c(gs.tanh(self.b(z)) + self.c.weight.shape[0] * 0 * z)
+            z = gs.tanh(self.b(gs.tanh(self.a(x))))
+            return self.d(gs.tanh(self.c(gs.tanh(self.c(z)) + z)))
 
     net = Net()
     _, x, y = problem(rng)

@@ -18,10 +18,12 @@ Device from_capsule(const py::object& object) {
   if (!PyCapsule_IsValid(object.ptr(), kCapsule))
     throw py::type_error(std::string("capsule: expected a '") + kCapsule +
                          "' of gradstack._cuda.open");
-  return {*static_cast<std::shared_ptr<DeviceQueue>*>(PyCapsule_GetPointer(object.ptr(), kCapsule))};
+  return {
+      *static_cast<std::shared_ptr<DeviceQueue>*>(PyCapsule_GetPointer(object.ptr(), kCapsule))};
 }
 
-// Devices are opened, used and left without the GIL: they wait for the hardware.
+// A device is used without the GIL: one thread may wait for the hardware, or for another thread
+// that uses it and wants the GIL to look for Ctrl-C.
 std::unique_ptr<DeviceLinearization> linearize(DeviceProgram& program, const py::object& w,
                                                const std::vector<py::object>& xs,
                                                const CallOptions& options) {
@@ -50,15 +52,15 @@ void bind_device(py::module_& m) {
   program
       .def(py::init([](const std::shared_ptr<Graph>& graph, const Device& device) {
              if (!graph->finished()) throw py::value_error("graph: finish() comes first");
+             const py::gil_scoped_release release;
              return std::make_unique<DeviceProgram>(graph, device.queue);
            }),
            arg("graph"), arg("device"))
       .def(
           "vjp",
           [](DeviceProgram& p, const py::object& w, const std::vector<py::object>& xs, bool train,
-             std::uint64_t seed, std::int64_t step, int threads) {
-            return linearize(p, w, xs, call_options(train, seed, step, threads));
-          },
+             std::uint64_t seed, std::int64_t step,
+             int threads) { return linearize(p, w, xs, call_options(train, seed, step, threads)); },
           arg("w"), arg("xs"), py::kw_only(), arg("train") = false, arg("seed") = 0,
           arg("step") = 0, arg("threads") = 0);
   def_program<float>(m, program);
@@ -68,8 +70,10 @@ void bind_device(py::module_& m) {
   trainer.def(py::init([](const std::shared_ptr<Graph>& graph,
                           const std::shared_ptr<Cost<float>>& cost, std::shared_ptr<Opt> optimizer,
                           const Device& device, const std::vector<std::string>& frozen) {
+                std::vector<char> fixed = frozen_parameters(*graph, frozen);
+                const py::gil_scoped_release release;
                 return std::make_unique<Tr>(cost, graph, device.queue, cost, std::move(optimizer),
-                                            frozen_parameters(*graph, frozen));
+                                            std::move(fixed));
               }),
               arg("graph"), arg("cost"), arg("optimizer"), arg("device"), py::kw_only(),
               arg("frozen") = std::vector<std::string>{});

@@ -87,14 +87,14 @@ template <class T> void bind_trainer(py::module_& m) {
       .def("step", &Up::step, arg("w"), arg("dw"), arg("lr"));
   using Tr = PyTrainer<T, Trainer<T>>;
   py::class_<Tr> trainer(m, "Trainer");
-  trainer.def(
-      py::init([](const std::shared_ptr<Graph>& graph, const std::shared_ptr<Cost<T>>& cost,
-                  std::shared_ptr<Opt> optimizer, const std::vector<std::string>& frozen) {
-        return std::make_unique<Tr>(cost, graph, active_kernels<T>(), cost, std::move(optimizer),
-                                    frozen_parameters(*graph, frozen));
-      }),
-      arg("graph"), arg("cost"), arg("optimizer"), py::kw_only(),
-      arg("frozen") = std::vector<std::string>{});
+  trainer.def(py::init([](const std::shared_ptr<Graph>& graph, const std::shared_ptr<Cost<T>>& cost,
+                          std::shared_ptr<Opt> optimizer, const std::vector<std::string>& frozen) {
+                return std::make_unique<Tr>(cost, graph, active_kernels<T>(), cost,
+                                            std::move(optimizer),
+                                            frozen_parameters(*graph, frozen));
+              }),
+              arg("graph"), arg("cost"), arg("optimizer"), py::kw_only(),
+              arg("frozen") = std::vector<std::string>{});
   def_trainer(trainer);
 }
 

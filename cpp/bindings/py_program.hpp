@@ -58,10 +58,9 @@ py::list forward(P& program, const py::object& w, const std::vector<py::object>&
 }
 
 template <class T, class P>
-py::tuple value_and_grad(P& program, const py::object& w,
-                         const std::vector<py::object>& xs, const py::object& y,
-                         std::shared_ptr<Cost<T>> cost, const py::object& sample_weight,
-                         const CallOptions& options) {
+py::tuple value_and_grad(P& program, const py::object& w, const std::vector<py::object>& xs,
+                         const py::object& y, std::shared_ptr<Cost<T>> cost,
+                         const py::object& sample_weight, const CallOptions& options) {
   const Graph& graph = program.graph();
   const T* weights = vector_view<T>(w, "w", graph.n_params(), false);
   const auto [batch, target] = make_batch(graph, xs, y, sample_weight, *cost);
@@ -90,13 +89,13 @@ double evaluate(P& program, const py::object& w, const std::vector<py::object>& 
 template <class T, class L> py::list outputs(L& at) {
   std::vector<T*> pointers;
   py::list arrays = new_outputs<T>(at.graph(), at.count(), &pointers);
+  const py::gil_scoped_release release;
   for (std::size_t i = 0; i < pointers.size(); ++i) at.output(i, pointers[i]);
   return arrays;
 }
 
 template <class T, class L>
-py::tuple pull(L& at, const std::vector<py::object>& dys, bool want_dx,
-               bool want_dw) {
+py::tuple pull(L& at, const std::vector<py::object>& dys, bool want_dx, bool want_dw) {
   const Graph& graph = at.graph();
   const std::vector<const T*> cotangents =
       optional_rows<T>(graph, graph.outputs(), dys, "dy", at.count());

@@ -9,7 +9,8 @@
 
 namespace gradstack::bindings {
 
-inline std::vector<char> frozen_parameters(const Graph& graph, const std::vector<std::string>& names) {
+inline std::vector<char> frozen_parameters(const Graph& graph,
+                                           const std::vector<std::string>& names) {
   std::vector<char> frozen(graph.parameters().size(), 0);
   for (const std::string& name : names) {
     const auto& parameters = graph.parameters();
@@ -51,6 +52,7 @@ template <class T, class Core> class PyTrainer {
     options.threads = threads;
     options.check_finite = check_finite;
     options.allow_non_finite = allow_nonfinite_loss;
+    const py::gil_scoped_release release;  // a device is waited for
     trainer_.begin(weights, data, target, options);
   }
 

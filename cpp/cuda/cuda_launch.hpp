@@ -13,9 +13,9 @@ void check(cudaError_t status, const char* what);
 
 struct CudaLaunch {
   cudaStream_t stream = nullptr;
-  int processors = 1;       // of the device
-  bool wait = false;        // for every kernel, so that an error names it
-  const char* last = "";    // the kernel launched last
+  int processors = 1;     // of the device
+  bool wait = false;      // for every kernel, so that an error names it
+  const char* last = "";  // the kernel launched last
 
   template <class Body> void each(const char* name, Index n, const Body& body);
   template <class Value, class Finish>

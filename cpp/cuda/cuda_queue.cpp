@@ -255,8 +255,9 @@ void CudaQueue::replay(const DeviceRecording& recording) {
 }
 
 // cuBLAS is column-major: C^T (n, m) = op(B)^T op(A)^T. Bias alone and bias gradients are epilogues
-// of the product where an algorithm offers them; bias with a pointwise function is one kernel of our
-// own behind it (cuBLASLt has ReLU and an approximate GELU, and does not say what they make of NaN).
+// of the product where an algorithm offers them; bias with a pointwise function is one kernel of
+// our own behind it (cuBLASLt has ReLU and an approximate GELU, and does not say what they make of
+// NaN).
 void CudaQueue::gemm(const DeviceGemm& g) {
   enter();
   launch_.last = "a matrix product";
@@ -292,16 +293,24 @@ bool CudaQueue::matmul(const DeviceGemm& g, cublasLtEpilogue_t epilogue, const v
   layout(b, g.ta ? g.m : g.k, g.ta ? g.k : g.m);
   layout(c, g.n, g.m);
 
-  const Key key{g.m,  g.n,  g.k,          g.ta,         g.tb,
-                g.accumulate, static_cast<int>(epilogue), alignment(g.a), alignment(g.b), alignment(g.c)};
+  const Key key{g.m,
+                g.n,
+                g.k,
+                g.ta,
+                g.tb,
+                g.accumulate,
+                static_cast<int>(epilogue),
+                alignment(g.a),
+                alignment(g.b),
+                alignment(g.c)};
   auto [found, fresh] = algorithms_.try_emplace(key);
   if (fresh) {
     Preference preference;
     check(cublasLtMatmulPreferenceCreate(&preference.handle), "preference");
     const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
-      check(cublasLtMatmulPreferenceSetAttribute(preference.handle, attribute, &value,
-                                                 sizeof(value)),
-            "preference");
+      check(
+          cublasLtMatmulPreferenceSetAttribute(preference.handle, attribute, &value, sizeof(value)),
+          "preference");
     };
     prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspace);
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment(g.b));
@@ -313,8 +322,8 @@ bool CudaQueue::matmul(const DeviceGemm& g, cublasLtEpilogue_t epilogue, const v
     const cublasStatus_t status =
         cublasLtMatmulAlgoGetHeuristic(blas_, operation.handle, a.handle, b.handle, c.handle,
                                        c.handle, preference.handle, 1, &result, &results);
-    found->second.found = status == CUBLAS_STATUS_SUCCESS && results > 0 &&
-                          result.state == CUBLAS_STATUS_SUCCESS;
+    found->second.found =
+        status == CUBLAS_STATUS_SUCCESS && results > 0 && result.state == CUBLAS_STATUS_SUCCESS;
     found->second.algo = result.algo;
   }
   if (!found->second.found) return false;

@@ -106,14 +106,12 @@ void KernelQueue<L>::open_step(DeviceStep* at, Index count, const float* weight,
 }
 
 template <class L> void KernelQueue<L>::cost(const DeviceCost& c) {
-  visit_entry(Costs{}, c.id, [&]<class C>() {
-    launch_.each(C::info.name, c.count, CostOf<C>{c});
-  });
+  visit_entry(Costs{}, c.id, [&]<class C>() { launch_.each(C::info.name, c.count, CostOf<C>{c}); });
 }
 
 template <class L>
-void KernelQueue<L>::close_loss(DeviceStep* at, Index count, const float* loss,
-                                const float* weight, double* results, bool allow_non_finite) {
+void KernelQueue<L>::close_loss(DeviceStep* at, Index count, const float* loss, const float* weight,
+                                double* results, bool allow_non_finite) {
   launch_.sum("close_loss", count, WeightedLoss{loss, weight},
               CloseLoss{at, results, allow_non_finite});
 }

@@ -6,9 +6,9 @@ namespace gradstack::device {
 namespace {
 
 constexpr int kBlock = 256;
-constexpr int kSmallBlock = 64;          // little work: spread it over the processors
+constexpr int kSmallBlock = 64;  // little work: spread it over the processors
 constexpr Index kSmall = Index{1} << 14;
-constexpr Index kWaves = 16;             // blocks per processor at most; each takes several turns
+constexpr Index kWaves = 16;  // blocks per processor at most; each takes several turns
 constexpr int kSumBlock = 1024;
 
 template <class Body> __global__ void __launch_bounds__(kBlock) run_each(Index n, Body body) {

@@ -144,9 +144,8 @@ struct Dropout {
   DeviceDropout p;
   GS_HD void operator()(Index i) const {
     const Index row = Split{p.d}.row(i), col = i - row * p.d;
-    const std::uint64_t key =
-        sample_key(p.seed, p.stream, static_cast<std::uint64_t>(p.at->step),
-                   p.first_sample + static_cast<std::uint64_t>(row));
+    const std::uint64_t key = sample_key(p.seed, p.stream, static_cast<std::uint64_t>(p.at->step),
+                                         p.first_sample + static_cast<std::uint64_t>(row));
     const bool keep = uniform_bits(key, static_cast<std::uint32_t>(col)) >= p.threshold;
     put(p.z + i, keep ? p.s[i] * p.scale : 0.0F, p.accumulate);
   }
@@ -400,8 +399,8 @@ template <class Launch> class KernelQueue : public DeviceQueue {
   // Partial sums of columns, and the clip factor behind them.
   static constexpr Index kScratch = Index{1} << 20;  // floats
   Launch launch_;
-  float* scratch_ = nullptr;   // kScratch floats
-  double* factor_ = nullptr;   // one
+  float* scratch_ = nullptr;  // kScratch floats
+  double* factor_ = nullptr;  // one
 };
 
 }  // namespace gradstack::device

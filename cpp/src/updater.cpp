@@ -144,8 +144,8 @@ template <class T> void Updater<T>::entries(std::uint8_t* what) const {
     const bool decays = optimizer_.options().decay_bias || !is_bias_[id];
     for (Index i = 0; i < p.size; ++i) {
       const bool connected = !masks_[id] || (*masks_[id])[static_cast<std::size_t>(i)] != 0;
-      what[p.offset + i] = static_cast<std::uint8_t>(
-          kUpdatesState | (connected ? kMoves : 0) | (decays ? kDecays : 0));
+      what[p.offset + i] = static_cast<std::uint8_t>(kUpdatesState | (connected ? kMoves : 0) |
+                                                     (decays ? kDecays : 0));
     }
   }
 }

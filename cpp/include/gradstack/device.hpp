@@ -149,8 +149,8 @@ struct DeviceUpdate {
   Index n = 0;
   float* w = nullptr;
   const float* g = nullptr;
-  float* state[kMaxState] = {};  // null: the rule does not need it
-  const std::uint8_t* what = nullptr;  // bits of EntryUpdate
+  float* state[kMaxState] = {};                // null: the rule does not need it
+  const std::uint8_t* what = nullptr;          // bits of EntryUpdate
   const DeviceConstants* constants = nullptr;  // one per step of the run
   const DeviceStep* at = nullptr;
   float clip_value = 0;  // 0: none

@@ -28,17 +28,17 @@ class DeviceLayout {
 };
 
 struct DevicePlanOptions {
-  Index count = 1;         // samples
-  bool gradients = false;  // allocate for backward
-  bool want_dx = false;    // gradients of the inputs
+  Index count = 1;           // samples
+  bool gradients = false;    // allocate for backward
+  bool want_dx = false;      // gradients of the inputs
   std::vector<char> frozen;  // per parameter: its gradient is not wanted (empty: none)
 };
 
 // What one run works on; w and dw have the device's layout.
 struct DeviceRun {
   const float* w = nullptr;
-  float* dw = nullptr;       // zeroed by backward; null: not wanted
-  bool train = false;        // dropout active
+  float* dw = nullptr;  // zeroed by backward; null: not wanted
+  bool train = false;   // dropout active
   std::uint64_t seed = 0;
   const DeviceStep* at = nullptr;
   Index first_sample = 0;  // position of the plan's first sample in the batch
@@ -106,9 +106,9 @@ class DevicePlan {
   std::shared_ptr<DeviceQueue> queue_;
   DevicePlanOptions options_;
   DeviceLayout layout_;
-  std::vector<int> base_;        // per stage: itself, or the stage it is a view of
-  std::vector<int> uses_;        // per base: consumers, an output counting as one
-  std::vector<int> fused_;       // per Linear: the pointwise stage fused into it, or -1
+  std::vector<int> base_;   // per stage: itself, or the stage it is a view of
+  std::vector<int> uses_;   // per base: consumers, an output counting as one
+  std::vector<int> fused_;  // per Linear: the pointwise stage fused into it, or -1
   std::vector<char> fused_away_;
   std::vector<char> wants_grad_;
   std::vector<Variable> variables_;

@@ -63,15 +63,16 @@ class DeviceLinearization {
   DeviceLinearization(std::shared_ptr<const Graph> graph, std::shared_ptr<DeviceQueue> queue,
                       const float* w, const std::vector<RowSource>& x, Index count,
                       CallOptions options);
-  Index count() const { return plan_.count(); }
-  const Graph& graph() const { return plan_.graph(); }
+  Index count() const { return plan_->count(); }
+  const Graph& graph() const { return *graph_; }
   void output(std::size_t i, float* rows);  // (count, d)
   // dys: per output rows or null; dxs: per input rows or null; dw (P,) or null. All on the host.
   void vjp(const std::vector<const float*>& dys, const std::vector<float*>& dxs, float* dw);
 
  private:
   std::shared_ptr<DeviceQueue> queue_;
-  DevicePlan plan_;
+  std::shared_ptr<const Graph> graph_;
+  std::unique_ptr<DevicePlan> plan_;
   DeviceArray<float> w_, dw_, staging_;
   DeviceArray<DeviceStep> at_;
   DeviceRun run_;

@@ -105,9 +105,9 @@ void DevicePlan::allocate() {
     if (const int fused = fused_[i]; fused >= 0) {
       // dC/ds overwrites dC/dz, and z overwrites s where h' is had from z.
       v.grad_of = fused;
-      if (!options_.gradients || visit_op(graph_->stage(fused).op_id,
-                                          graph_->stage(fused).params.data(),
-                                          [](auto h) { return decltype(h)::has_d1_from_z; })) {
+      if (!options_.gradients ||
+          visit_op(graph_->stage(fused).op_id, graph_->stage(fused).params.data(),
+                   [](auto h) { return decltype(h)::has_d1_from_z; })) {
         v.value_of = fused;
         continue;
       }

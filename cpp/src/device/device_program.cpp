@@ -15,8 +15,7 @@ std::size_t bytes_of(Index n) { return static_cast<std::size_t>(n) * sizeof(floa
 
 const TableCost<float>& table_cost(const Cost<float>& cost) {
   const auto* table = dynamic_cast<const TableCost<float>*>(&cost);
-  if (!table)
-    throw std::invalid_argument("cost: a cost written in Python runs on the CPU only");
+  if (!table) throw std::invalid_argument("cost: a cost written in Python runs on the CPU only");
   return *table;
 }
 
@@ -29,7 +28,13 @@ Entry& recent(std::list<std::unique_ptr<Entry>>& kept, Fits&& fits, Make&& make)
     kept.splice(kept.begin(), kept, found);
   } else {
     if (kept.size() == kKept) kept.pop_back();  // first, so that its memory can be used again
-    kept.push_front(make());
+    try {
+      kept.push_front(make());
+    } catch (const DeviceOutOfMemory&) {
+      if (kept.empty()) throw;
+      kept.clear();
+      kept.push_front(make());
+    }
   }
   return *kept.front();
 }
@@ -196,14 +201,16 @@ DeviceLinearization::DeviceLinearization(std::shared_ptr<const Graph> graph,
                                          std::shared_ptr<DeviceQueue> queue, const float* w,
                                          const std::vector<RowSource>& x, Index count,
                                          CallOptions options)
-    : queue_(std::move(queue)),
-      plan_(std::move(graph), queue_,
-            {.count = count, .gradients = true, .want_dx = true, .frozen = {}}) {
+    : queue_(std::move(queue)), graph_(std::move(graph)) {
   const std::lock_guard<std::mutex> lock(queue_->mutex());
-  std::vector<float> padded(static_cast<std::size_t>(plan_.layout().size()));
-  plan_.layout().spread(plan_.graph(), w, padded.data());
-  w_ = DeviceArray<float>(queue_, plan_.layout().size(), "parameters");
-  dw_ = DeviceArray<float>(queue_, plan_.layout().size(), "gradient");
+  plan_ = std::make_unique<DevicePlan>(
+      graph_, queue_,
+      DevicePlanOptions{.count = count, .gradients = true, .want_dx = true, .frozen = {}});
+  const DeviceLayout& layout = plan_->layout();
+  std::vector<float> padded(static_cast<std::size_t>(layout.size()));
+  layout.spread(*graph_, w, padded.data());
+  w_ = DeviceArray<float>(queue_, layout.size(), "parameters");
+  dw_ = DeviceArray<float>(queue_, layout.size(), "gradient");
   at_ = DeviceArray<DeviceStep>(queue_, 1, "state of a run");
   w_.from_host(padded.data(), w_.size());
   DeviceStep at;
@@ -217,26 +224,26 @@ DeviceLinearization::DeviceLinearization(std::shared_ptr<const Graph> graph,
   batch.x = x;
   batch.count = count;
   for (std::size_t i = 0; i < x.size(); ++i)
-    upload_rows(*queue_, batch, x[i], 0, count, plan_.value(this->graph().inputs()[i]));
-  plan_.forward(run_);
+    upload_rows(*queue_, batch, x[i], 0, count, plan_->value(graph_->inputs()[i]));
+  plan_->forward(run_);
   queue_->synchronize();
 }
 
 void DeviceLinearization::output(std::size_t i, float* rows) {
   const std::lock_guard<std::mutex> lock(queue_->mutex());
   const int output = graph().outputs()[i];
-  queue_->to_host(rows, plan_.value(output), bytes_of(count() * plan_.width(output)));
+  queue_->to_host(rows, plan_->value(output), bytes_of(count() * plan_->width(output)));
 }
 
-void DeviceLinearization::vjp(const std::vector<const float*>& dys,
-                              const std::vector<float*>& dxs, float* dw) {
+void DeviceLinearization::vjp(const std::vector<const float*>& dys, const std::vector<float*>& dxs,
+                              float* dw) {
   const std::lock_guard<std::mutex> lock(queue_->mutex());
   const Index n = count();
   std::vector<const float*> seen;
   for (std::size_t i = 0; i < dys.size(); ++i) {
     const int output = graph().outputs()[i];
-    float* grad = plan_.grad(output);
-    const Index d = plan_.width(output), size = n * d;
+    float* grad = plan_->grad(output);
+    const Index d = plan_->width(output), size = n * d;
     // Two outputs may be one variable: its gradients add.
     const bool again = std::find(seen.begin(), seen.end(), grad) != seen.end();
     seen.push_back(grad);
@@ -251,15 +258,15 @@ void DeviceLinearization::vjp(const std::vector<const float*>& dys,
     }
   }
   run_.dw = dw ? dw_.data() : nullptr;
-  plan_.backward(run_);
+  plan_->backward(run_);
   for (std::size_t i = 0; i < dxs.size(); ++i) {
     const int input = graph().inputs()[i];
-    if (dxs[i]) queue_->to_host(dxs[i], plan_.grad(input), bytes_of(n * plan_.width(input)));
+    if (dxs[i]) queue_->to_host(dxs[i], plan_->grad(input), bytes_of(n * plan_->width(input)));
   }
   if (!dw) return;
   std::vector<float> padded(static_cast<std::size_t>(dw_.size()));
   dw_.to_host(padded.data(), dw_.size());
-  plan_.layout().gather(graph(), padded.data(), dw);
+  plan_->layout().gather(graph(), padded.data(), dw);
 }
 
 DeviceProgram::DeviceProgram(std::shared_ptr<const Graph> graph, std::shared_ptr<DeviceQueue> queue)
@@ -278,7 +285,8 @@ DeviceProgram::DeviceProgram(std::shared_ptr<const Graph> graph, std::shared_ptr
 Index DeviceProgram::chunk(Index count) const {
   Index features = 0;
   for (const Stage& stage : graph_->stages()) features += size_of(stage.shape);
-  const double most = kChunkBytes / sizeof(float) / static_cast<double>(std::max(features, Index{1}));
+  const double most =
+      kChunkBytes / sizeof(float) / static_cast<double>(std::max(features, Index{1}));
   return std::min(count, std::max(Index{1024}, static_cast<Index>(most)));
 }
 

@@ -11,8 +11,7 @@ namespace {
 DeviceOp op_of(const Stage& stage) {
   DeviceOp op;
   op.id = stage.op_id;
-  std::copy_n(stage.params.begin(), std::min<std::size_t>(stage.params.size(), kMaxOpParams),
-              op.p);
+  std::copy_n(stage.params.begin(), std::min<std::size_t>(stage.params.size(), kMaxOpParams), op.p);
   return op;
 }
 
@@ -218,8 +217,8 @@ void DevicePlan::backward_linear(int id, const DeviceRun& run) {
   float* ds = grad_of(id);
   if (const int fused = fused_[index(id)]; fused >= 0) {
     const bool kept = value(id) != value(fused);
-    queue_->backward(op_of(graph_->stage(fused)), n * out, kept ? value(id) : nullptr,
-                     value(fused), ds, ds, false);
+    queue_->backward(op_of(graph_->stage(fused)), n * out, kept ? value(id) : nullptr, value(fused),
+                     ds, ds, false);
   }
   bool add_w = false, add_b = false, add_x = false;
   float* dw = parameter_grad(stage.weight_id, run, &add_w);
@@ -306,8 +305,8 @@ void DevicePlan::backward_columns(int id) {
     if (float* to = input_grad(id, k, &accumulate)) {
       // What a slice does not cover has no gradient from it.
       if (cols < in && !accumulate) queue_->zero(to, bytes_of(n * in));
-      queue_->columns({n, cols, grad_of(id) + from, d, to + stage.begin, in,
-                       accumulate || cols < in});
+      queue_->columns(
+          {n, cols, grad_of(id) + from, d, to + stage.begin, in, accumulate || cols < in});
     }
     from += cols;
   }

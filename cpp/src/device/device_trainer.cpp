@@ -19,8 +19,7 @@ std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
 }  // namespace
 
-DeviceTrainer::DeviceTrainer(std::shared_ptr<const Graph> graph,
-                             std::shared_ptr<DeviceQueue> queue,
+DeviceTrainer::DeviceTrainer(std::shared_ptr<const Graph> graph, std::shared_ptr<DeviceQueue> queue,
                              std::shared_ptr<const Cost<float>> cost,
                              std::shared_ptr<Optimizer<float>> optimizer, std::vector<char> frozen)
     : graph_(std::move(graph)),
@@ -188,7 +187,7 @@ double DeviceTrainer::step(float* w, const Batch& batch, TargetSpec target, doub
   if (now.failed) {
     rewind(0);
     throw NonFiniteLoss("the loss is " + std::to_string(results[0]) + " at step " +
-                        std::to_string(optimizer_->steps + 1) + "; no update was made");
+                        std::to_string(optimizer_->steps) + "; no update was made");
   }
   last_loss = results[0];
   return results[0];
