@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import os
 import pathlib
+import re
+import subprocess
 import sys
 import types
 from typing import Any
@@ -420,6 +422,35 @@ def test_what_only_the_cpu_runs(cuda: str, rng: np.random.Generator) -> None:
     own = nn.Sequential(nn.Linear(6, 4), nn.Pointwise(np.tanh, lambda s: 1 - np.tanh(s) ** 2))
     with pytest.raises(ValueError, match="written in Python"):
         own.to(cuda)(x)
+
+
+FULL_DEVICE = """
+import numpy as np, gradstack as gs
+from gradstack import nn, optim
+net, cost = nn.Linear(6, 4), nn.MSELoss()
+x, y = np.ones((60_000, 6), np.float32), np.ones((60_000, 4), np.float32)
+before = net.w.copy()
+try:
+    gs.fit(net, x, y, cost=cost, optimizer=optim.SGD(), device="cuda")
+except MemoryError as error:
+    print(error)
+assert np.array_equal(net.w, before)
+gs.fit(net, x[:100], y[:100], cost=cost, optimizer=optim.SGD(), device="cuda")
+assert not np.array_equal(net.w, before)
+"""
+
+
+def test_a_full_device_says_what_was_wanted_and_works_on(cuda: str) -> None:
+    if not importlib.import_module("gradstack._cuda").emulated:
+        pytest.skip("only the emulated device can be made small")
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DEVICE],
+        env={**os.environ, "GRADSTACK_EMULATED_MEMORY": "1000000"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert re.search(r"out of device memory: 1440000 bytes wanted for the data set", done.stdout)
 
 
 def test_copies_are_on_the_cpu(cuda: str) -> None:

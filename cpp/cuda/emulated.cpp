@@ -6,6 +6,12 @@ namespace gradstack::device {
 
 Devices devices() { return {1, 1, ""}; }
 
-std::shared_ptr<DeviceQueue> open_device(int) { return std::make_shared<EmulatedQueue>(); }
+// GRADSTACK_EMULATED_MEMORY: bytes that one allocation may have, to see what a full device does.
+std::shared_ptr<DeviceQueue> open_device(int) {
+  auto queue = std::make_shared<EmulatedQueue>();
+  if (const char* limit = std::getenv("GRADSTACK_EMULATED_MEMORY"))
+    queue->limit = std::strtoull(limit, nullptr, 10);
+  return queue;
+}
 
 }  // namespace gradstack::device

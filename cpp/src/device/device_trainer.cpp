@@ -170,10 +170,10 @@ double DeviceTrainer::step(float* w, const Batch& batch, TargetSpec target, doub
       step_for(batch.count, false, target, batch.weight.data != nullptr, train, seed, false);
   step.objective->load(batch, 0);
   upload(w);
-  upload_constants(&lr, 1);
   double results[2] = {NAN, 0};
   DeviceStep now;
   try {
+    upload_constants(&lr, 1);
     now.step = optimizer_->steps - 1;
     at_.from_host(&now, 1);
     make(step);
