@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -70,25 +71,22 @@ class Minibatches:
         self, load: Workload, x: Any, y: Any, as_index: Callable[[Any], Any] = np.asarray
     ) -> None:
         self.x, self.y, self.as_index = x, y, as_index
-        self.starts = range(0, load.samples, load.batch)
-        self.size = load.batch
-        self.in_order = [(x[i : i + self.size], y[i : i + self.size]) for i in self.starts]
-        self.next = 0
+        self.batches = [slice(i, i + load.batch) for i in range(0, load.samples, load.batch)]
+        self.in_order = itertools.cycle([(x[batch], y[batch]) for batch in self.batches])
         self.rng = np.random.default_rng(0)
 
     def take(self, steps: int, shuffle: bool) -> Iterator[tuple[Any, Any]]:
-        """Yield the next ones."""
-        order = None
-        for _ in range(steps):
-            if not shuffle:
-                yield self.in_order[self.next]
-            else:
-                if order is None or self.next == 0:
-                    order = self.as_index(self.rng.permutation(len(self.x)))
-                start = self.starts[self.next]
-                rows = order[start : start + self.size]
+        """Return the next ones; whole epochs of shuffled ones."""
+        if not shuffle:
+            return itertools.islice(self.in_order, steps)
+        return self._shuffled(steps // len(self.batches))
+
+    def _shuffled(self, epochs: int) -> Iterator[tuple[Any, Any]]:
+        for _ in range(epochs):
+            order = self.as_index(self.rng.permutation(len(self.x)))
+            for batch in self.batches:
+                rows = order[batch]
                 yield self.x[rows], self.y[rows]
-            self.next = (self.next + 1) % len(self.in_order)
 
 
 class UnsupportedError(Exception):

@@ -25,8 +25,8 @@ class Trainer:
         # Its squared error is halved and summed over the outputs: the gradient is that of the mean
         # times this.
         scale = load.sizes[-1] / 2 if load.cost == "mse" else 1.0
-        # It adds Adam's epsilon before the correction of the bias instead of after it, which differs
-        # while there have been few steps; equal in the middle of the checked ones.
+        # It adds Adam's epsilon before the correction of the bias instead of after it: equal in the
+        # middle of the checked steps.
         uncorrected = (1 - 0.999 ** (load.steps / 2)) ** 0.5
         adam = load.optimizer == "adam"
         model = MLPClassifier if load.cost == "cross_entropy" else MLPRegressor
@@ -93,7 +93,9 @@ TRAINERS = [Trainer]
 def forward(task: Task) -> dict[str, Call]:
     """Outputs of a regressor, whatever the net is for: a classifier gives probabilities."""
     load = task.workload
-    net = MLPRegressor(load.sizes[1:-1], load.activation, batch_size=1)
+    net = MLPRegressor(
+        hidden_layer_sizes=load.sizes[1:-1], activation=load.activation, batch_size=1
+    )
     net.partial_fit(task.x[:1], np.zeros((1, load.sizes[-1]), np.float32))
     for (weight, bias), w, b in zip(task.layers, net.coefs_, net.intercepts_, strict=True):
         w[...], b[...] = weight.T, bias
