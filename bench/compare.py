@@ -42,19 +42,38 @@ def wanted(name: str, only: list[str]) -> bool:
     return not only or any(word.lower() in name.lower() for word in only)
 
 
-def _movement_error(peer: Trainer, expected: list[np.ndarray], start: list[np.ndarray]) -> float:
+Weights = list[np.ndarray]
+
+
+def _reference(task: Task) -> tuple[Weights, Weights]:
+    """Return the weights before and after an epoch, by NumPy in float64."""
+    reference = by_hand.Trainer(task, np.float64)
+    start = reference.weights()
+    reference.run(task.workload.steps)
+    return start, reference.weights()
+
+
+def _check(peer: Trainer, task: Task, start: Weights, expected: Weights) -> float:
+    """Return how far a trained peer is off, in units of the movement."""
     off = sum(float(((a - b) ** 2).sum()) for a, b in zip(peer.weights(), expected, strict=True))
     moved = sum(float(((a - b) ** 2).sum()) for a, b in zip(expected, start, strict=True))
-    return float(np.sqrt(off / moved))
+    error = float(np.sqrt(off / moved))
+    if not error <= TOLERANCE:
+        raise AssertionError(
+            f"{peer.name} computed something else on {task.workload.name}: weights are off by "
+            f"{error:.1%} of their movement"
+        )
+    return error
+
+
+def check_epoch(peer: Trainer, task: Task) -> float:
+    """Compare a peer that has trained for an epoch with NumPy; return its error."""
+    return _check(peer, task, *_reference(task))
 
 
 def _trainers(task: Task, only: list[str]) -> tuple[Runs, dict[str, float]]:
     workload, part = task.workload, checked_task(task)
-    reference = by_hand.Trainer(part, np.float64)
-    start = reference.weights()
-    reference.run(part.workload.steps)
-    expected = reference.weights()
-
+    start, expected = _reference(part)
     runs: Runs = {}
     errors: dict[str, float] = {}
     for module in installed():
@@ -66,12 +85,7 @@ def _trainers(task: Task, only: list[str]) -> tuple[Runs, dict[str, float]]:
             except UnsupportedError:
                 continue  # said by its absence
             peer.run(part.workload.steps)
-            errors[kind.name] = _movement_error(peer, expected, start)
-            if not errors[kind.name] <= TOLERANCE:
-                raise AssertionError(
-                    f"{kind.name} computed something else on {workload.name}: weights are off by "
-                    f"{errors[kind.name]:.1%} of their movement"
-                )
+            errors[kind.name] = _check(peer, part, start, expected)
             if part is not task:
                 peer = kind(task)
             runs[kind.name] = functools.partial(peer.run, shuffle=workload.shuffle)
