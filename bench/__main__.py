@@ -27,8 +27,8 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--threads", default="1,2", help="counts, as in 1,2 or 1-16 (default: 1,2)")
-    parser.add_argument("--repeats", type=int, default=15, help="rounds (default: 15)")
-    parser.add_argument("--budget", type=float, default=0.05, help="seconds a turn (default: 0.05)")
+    parser.add_argument("--repeats", type=int, default=11, help="rounds (default: 11)")
+    parser.add_argument("--budget", type=float, default=0.04, help="seconds a turn (default: 0.04)")
     parser.add_argument(
         "--only", default="", help="workloads whose name has one of these, as in a,b"
     )

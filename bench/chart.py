@@ -114,7 +114,7 @@ def draw_ratios(results: dict[str, Any], path: pathlib.Path) -> None:
     where = f"{results['machine']}, {results['isa']} kernels, {results['date']}"
     figure.suptitle(
         f"How many times as long as gradstack the others take ({where})\n"
-        "bar: the best of the others; dots: the rest",
+        "bar and number: the best of the others; dots: the rest",
         fontsize=10,
     )
     _save(figure, path)
@@ -137,19 +137,16 @@ def _draw_row(axis: Any, y: int, ratios: dict[str, float]) -> set[str]:
                 markeredgewidth=0.4,
                 zorder=4,
             )
-    # The label stands beyond the bar, where a halo keeps it legible over dots.
-    from matplotlib.patheffects import withStroke
-
     axis.annotate(
-        f"{x:.3g}x" if x < 1000 else f"{x:.0f}x",
-        (max(x, 1), y),
+        f"{x:.2f}" if x < 10 else f"{x:.3g}",
+        (1.0, y),
         xytext=(4, 0),
+        xycoords=("axes fraction", "data"),
         textcoords="offset points",
         va="center",
-        fontsize=8,
+        fontsize=8.5,
         fontweight="bold",
-        zorder=5,
-        path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        color=INK if x > 1 else "#C00000",
     )
     return set(ratios)
 

@@ -77,7 +77,7 @@ def test_bits_beside_another_library(alone: str, other: str, order: str) -> None
             "from sklearn.neural_network import MLPRegressor\n"
             "from sklearn.cluster import KMeans\n"
             "KMeans(3, n_init=1).fit([[i, i * i] for i in range(99)])\n"
-            "MLPRegressor(hidden_layer_sizes=(9,), max_iter=2).fit([[i] for i in range(99)], list(range(99)))\n"
+            "MLPRegressor(hidden_layer_sizes=(9,), max_iter=2).fit([[0], [1], [2]], [0, 1, 4])\n"
         ),
     }[other]
     code = {
