@@ -101,10 +101,11 @@ def measure_cases(
 ) -> list[dict[str, Any]]:
     """Measure everything that is neither training nor a plain call."""
     from bench import blackbox, calculus, rl, sparse
+    from bench.aims import Verdict
     from bench.report import as_json, print_table
     from bench.timing import Timing
 
-    cases: list[tuple[Any, Callable[..., tuple[dict[str, Timing], str]]]] = [
+    cases: list[tuple[Any, Callable[..., tuple[dict[str, Timing], list[Verdict]]]]] = [
         *((case, calculus.measure) for case in [*calculus.CASES, *blackbox.CASES]),
         *((case, sparse.measure) for case in sparse.CASES),
     ]
@@ -115,9 +116,9 @@ def measure_cases(
         if not _chosen(case.name, arguments.only):
             continue
         peak = probe.measure(threads)
-        timings, verdict = measure_case(case, arguments.repeats, arguments.budget, only)
-        print_table(case, threads, timings, peak, [verdict] if verdict else [])
-        results.append(as_json(case, threads, timings, peak))
+        timings, judged = measure_case(case, arguments.repeats, arguments.budget, only)
+        print_table(case, threads, timings, peak, judged)
+        results.append(as_json(case, threads, timings, peak, judged))
         sys.stdout.flush()
     return results
 

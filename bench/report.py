@@ -32,7 +32,7 @@ def print_table(
     threads: int,
     timings: dict[str, Timing],
     peak: Peak | None,
-    verdicts: Sequence[Verdict | str] = (),
+    verdicts: Sequence[Verdict] = (),
 ) -> None:
     """Print one workload or case: times, ratios to gradstack, share of the FMA peak, aims."""
     own = timings.get("gradstack")
