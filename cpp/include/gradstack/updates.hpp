@@ -12,7 +12,8 @@
 //     state vectors is in `scalars`, which it advances once per step number;
 //   * `uses_state` says which state vectors the hyper-parameters need; for the others the caller
 //     passes anything and drops what comes back;
-//   * a rule that needs no state with some hyper-parameters may offer `stateless`, the same for them;
+//   * a rule that needs no state with some hyper-parameters may offer `stateless`, the same
+//   without;
 //   * decaying averages are flushed to 0 before they reach the denormals.
 #pragma once
 
