@@ -1,6 +1,7 @@
 #include "bind.hpp"
 #include "gradstack/program.hpp"
 #include "gradstack/registry.hpp"
+#include "short_call.hpp"
 
 namespace gradstack::bindings {
 namespace {
@@ -141,6 +142,29 @@ py::list push(Linearization<T>& at, const std::vector<py::object>& dxs, const py
   return arrays;
 }
 
+// Predictions in evaluation mode.
+template <class T> class ProgramCall final : public ArrayCall<T> {
+ public:
+  ProgramCall(Program<T>& program, py::object owner, const py::object& w, bool tuple)
+      : ArrayCall<T>(program.graph(), w, output_shapes(program.graph()), tuple,
+                     2.0 * static_cast<double>(program.graph().n_params())),
+        program_(program),
+        owner_(std::move(owner)) {}
+
+ private:
+  static std::vector<std::vector<Index>> output_shapes(const Graph& graph) {
+    std::vector<std::vector<Index>> shapes;
+    for (const int id : graph.outputs()) shapes.push_back(graph.stage(id).shape);
+    return shapes;
+  }
+  void run(const T* w, const T* const* xs, Index count, T* const* outs, bool) override {
+    program_.forward(w, xs, count, outs, CallOptions{});
+  }
+
+  Program<T>& program_;
+  py::object owner_;
+};
+
 CallOptions call_options(bool train, std::uint64_t seed, std::int64_t step, int threads) {
   return {train, seed, step, threads};
 }
@@ -167,6 +191,13 @@ template <class T> void bind_program(py::module_& m) {
           },
           arg("w"), arg("xs"), py::kw_only(), arg("train") = false, arg("seed") = 0,
           arg("step") = 0, arg("threads") = 0, arg("outs") = py::none())
+      .def(
+          "short_call",
+          [](const py::object& self, const py::object& w, bool as_tuple) {
+            return make_short_call(std::make_unique<ProgramCall<T>>(self.cast<Program<T>&>(), self,
+                                                                    w, as_tuple));
+          },
+          arg("w"), arg("as_tuple"))
       .def(
           "vjp",
           [](Program<T>& p, const py::object& w, const std::vector<py::object>& xs, bool train,

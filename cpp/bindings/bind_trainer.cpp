@@ -2,8 +2,10 @@
 #include <cmath>
 
 #include "bind.hpp"
+#include "gradstack/mlp.hpp"
 #include "gradstack/registry.hpp"
 #include "gradstack/trainer.hpp"
+#include "short_call.hpp"
 #include "signals.hpp"
 
 namespace gradstack::bindings {
@@ -77,6 +79,7 @@ template <class T> class PyTrainer {
   PyTrainer(const std::shared_ptr<Graph>& graph, std::shared_ptr<Cost<T>> cost,
             std::shared_ptr<Optimizer<T>> optimizer, const std::vector<std::string>& frozen)
       : cost_(std::move(cost)),
+        user_code_(has_user_code(*graph) || !cost_->by_block()),
         trainer_(graph, active_kernels<T>(), cost_, std::move(optimizer),
                  frozen_parameters(*graph, frozen)) {}
 
@@ -86,7 +89,20 @@ template <class T> class PyTrainer {
     T* weights = vector_view<T>(w, "w", trainer_.graph().n_params(), true);
     const auto [batch, target] = make_batch(trainer_.graph(), xs, y, sample_weight, *cost_);
     const py::gil_scoped_release release;
+    const std::lock_guard<std::mutex> lock(mutex_);
     return trainer_.step(weights, batch, target, lr, threads, train, seed);
+  }
+  // With the GIL held.
+  double short_step(T* w, const Batch& batch, TargetSpec target, double lr, int threads,
+                    std::uint64_t seed) {
+    const double flops = 6.0 * static_cast<double>(graph().n_params() * batch.count);
+    if (flops < kHeldFlops && !user_code_) {
+      const auto lock = lock_with_gil(mutex_);
+      return trainer_.step(w, batch, target, lr, threads, true, seed);
+    }
+    const py::gil_scoped_release release;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return trainer_.step(w, batch, target, lr, threads, true, seed);
   }
 
   void begin(const py::object& w, const std::vector<py::object>& X, const py::object& y,
@@ -139,11 +155,107 @@ template <class T> class PyTrainer {
   }
 
   const Trainer<T>& core() const { return trainer_; }
+  const Graph& graph() const { return trainer_.graph(); }
+  const Cost<T>& cost() const { return *cost_; }
 
  private:
   std::shared_ptr<Cost<T>> cost_;
+  bool user_code_;
   Trainer<T> trainer_;
+  std::mutex mutex_;
   py::object kept_;
+};
+
+// Steps on batches like the one before: f(x, y, sample_weight, lr) -> loss.
+template <class T> class StepCall final : public ShortCall {
+ public:
+  // y: what the targets were converted to in the step before.
+  StepCall(const py::object& trainer, const py::object& w, const py::object& y, int threads,
+           std::uint64_t seed)
+      : owner_(trainer),
+        trainer_(trainer.cast<PyTrainer<T>&>()),
+        w_(w),
+        weights_(vector_view<T>(w, "w", trainer_.graph().n_params(), true)),
+        threads_(threads),
+        seed_(seed) {
+    const Graph& graph = trainer_.graph();
+    for (const int id : graph.inputs()) in_.emplace_back(graph.stage(id).shape);
+    classes_ = size_of(graph.stage(graph.outputs()[0]).shape);
+    if (y.is_none()) return;
+    const auto array = y.cast<py::array>();
+    target_.labels = array.ndim() == 1;
+    if (target_.labels) return;
+    target_.dy = array.shape(1);
+    dense_.emplace_back(std::vector<Index>{target_.dy});
+  }
+
+  py::object call(PyObject* const* args, std::size_t n, PyObject* names) override {
+    if (n != 4 || names) return py::none();
+    Batch batch;
+    Extent extent;
+    if (!read_inputs(args[0], &extent, &batch) || !read_target(args[1], extent, &batch) ||
+        !read_weight(args[2], &batch))
+      return py::none();
+    const double lr = PyFloat_AsDouble(args[3]);
+    if (lr == -1.0 && PyErr_Occurred()) throw py::error_already_set();
+    return py::float_(trainer_.short_step(weights_, batch, target_, lr, threads_, seed_));
+  }
+
+ private:
+  bool read_inputs(PyObject* given, Extent* extent, Batch* batch) const {
+    const bool several = in_.size() > 1;
+    if (several && (!PyTuple_CheckExact(given) ||
+                    PyTuple_GET_SIZE(given) != static_cast<Py_ssize_t>(in_.size())))
+      return false;
+    for (std::size_t i = 0; i < in_.size(); ++i) {
+      PyObject* x = several ? PyTuple_GET_ITEM(given, static_cast<Py_ssize_t>(i)) : given;
+      const T* values = in_[i].match(x, extent);
+      if (!values) return false;
+      batch->x.push_back(rows_of(values, extent->count, in_[i].size()));
+    }
+    batch->count = extent->count;
+    return true;
+  }
+
+  bool read_target(PyObject* y, Extent extent, Batch* batch) const {
+    batch->labels = target_.labels;
+    if (target_.labels) {
+      const auto* labels = match_vector<std::int64_t>(y, extent.count);
+      if (!labels || extent.single) return false;
+      batch->y = labels_of(labels, extent.count);
+      return std::all_of(labels, labels + extent.count,
+                         [&](std::int64_t k) { return k >= 0 && k < classes_; });
+    }
+    if (dense_.empty()) return y == Py_None;
+    const T* values = dense_[0].match(y, &extent);
+    if (!values && target_.dy == 1 && !extent.single) values = match_vector<T>(y, extent.count);
+    if (values) batch->y = rows_of(values, extent.count, target_.dy);
+    return values != nullptr;
+  }
+
+  // What the general path would refuse is left to it.
+  bool read_weight(PyObject* given, Batch* batch) const {
+    if (given == Py_None) return true;
+    const T* weight = match_vector<T>(given, batch->count);
+    if (!weight) return false;
+    T sum = 0;
+    for (Index i = 0; i < batch->count; ++i) {
+      if (!(weight[i] >= T(0)) || !std::isfinite(weight[i])) return false;
+      sum += weight[i];
+    }
+    batch->weight = rows_of(weight, batch->count, 1);
+    return sum > T(0);
+  }
+
+  py::object owner_;
+  PyTrainer<T>& trainer_;
+  py::object w_;
+  T* weights_;
+  int threads_;
+  std::uint64_t seed_;
+  std::vector<Samples<T>> in_, dense_;  // dense_: none, or one
+  TargetSpec target_;
+  Index classes_;
 };
 
 }  // namespace
@@ -180,6 +292,13 @@ template <class T> void bind_trainer(py::module_& m) {
            arg("frozen") = std::vector<std::string>{})
       .def("step", &Tr::step, arg("w"), arg("xs"), arg("y"), arg("sample_weight"), arg("lr"),
            arg("threads") = 0, arg("train") = true, arg("seed") = 0)
+      .def(
+          "short_call",
+          [](const py::object& self, const py::object& w, const py::object& y, int threads,
+             std::uint64_t seed) {
+            return make_short_call(std::make_unique<StepCall<T>>(self, w, y, threads, seed));
+          },
+          arg("w"), arg("y"), arg("threads"), arg("seed"))
       .def("begin", &Tr::begin, arg("w"), arg("X"), arg("y"), arg("sample_weight"), py::kw_only(),
            arg("batch_size"), arg("shuffle"), arg("seed"), arg("threads"), arg("check_finite"),
            arg("allow_nonfinite_loss"))

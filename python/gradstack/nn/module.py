@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from gradstack import _compiled, _flat
+from gradstack import _compiled, _core, _flat
 from gradstack._arrays import as_real, as_shape, cast
 from gradstack._flat import Parameter, clock
 from gradstack._trace import Tracer, find_var
@@ -24,8 +24,7 @@ _CACHES: dict[str, Any] = {
     "_w": None,
     "_w_clock": -1,
     "_traces": None,
-    "_fast": None,
-    "_fast_jacobian": None,
+    "_short_jacobian": None,
 }
 
 
@@ -46,8 +45,13 @@ class _ModuleMeta(ABCMeta):
             module._bind()
         return module
 
+    def __setattr__(cls, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "__call__":
+            clock.now += 1  # short calls were settled for the one before
 
-class Module(metaclass=_ModuleMeta):
+
+class Module(_core.NetBase, metaclass=_ModuleMeta):
     """Base class of all layers and nets.
 
     Submodules and parameters are registered by assigning them to attributes. A subclass defines
@@ -86,8 +90,7 @@ class Module(metaclass=_ModuleMeta):
     _w: Array | None
     _w_clock: int
     _traces: dict[Any, _compiled.Compiled] | None
-    _fast: _compiled.FastCall | None
-    _fast_jacobian: Any
+    _short_jacobian: tuple[str, Any] | None  # of wrt
 
     def __init__(self) -> None:
         self.__dict__.update(
@@ -435,17 +438,17 @@ class Module(metaclass=_ModuleMeta):
         numpy.ndarray or tuple of them
             Without a batch axis for a single sample.
         """
-        fast = self._fast
-        if fast is not None and fast.clock == clock.now and len(xs) == 1:
-            y = fast.run(xs[0], out)
-            if y is not None:
-                return y
+        # Calls like those before do not come here: see `_compiled._offer_short_call`.
         var = find_var(xs)
         if var is None:
             return _compiled.call(self, xs, out=out)
         if out is not None:
             raise TypeError("out= is for calls on arrays, not inside a traced forward")
         return self._enter(var._tracer, *xs)
+
+    def _calls_plainly(self) -> bool:
+        """Whether a call of the net means what `Module` says."""
+        return type(self).__call__ is Module.__call__
 
     def _enter(self, tracer: Tracer, *xs: Any) -> Any:
         """Record this module in a graph."""
