@@ -250,8 +250,7 @@ template <class T> void bind_calculus(py::module_& m) {
       .def("evaluate",
            py::overload_cast<const py::object&, const std::vector<py::object>&, const py::object&,
                              int>(&J::evaluate),
-           arg("w"), arg("xs"), arg("out") = py::none(),
-           arg("threads") = 0)
+           arg("w"), arg("xs"), arg("out") = py::none(), arg("threads") = 0)
       .def(
           "short_call",
           [](const py::object& self, const py::object& w) {

@@ -2,7 +2,6 @@
 #include <cmath>
 
 #include "bind.hpp"
-#include "gradstack/mlp.hpp"
 #include "gradstack/registry.hpp"
 #include "gradstack/trainer.hpp"
 #include "short_call.hpp"
@@ -177,85 +176,26 @@ template <class T> class StepCall final : public ShortCall {
         w_(w),
         weights_(vector_view<T>(w, "w", trainer_.graph().n_params(), true)),
         threads_(threads),
-        seed_(seed) {
-    const Graph& graph = trainer_.graph();
-    for (const int id : graph.inputs()) in_.emplace_back(graph.stage(id).shape);
-    classes_ = size_of(graph.stage(graph.outputs()[0]).shape);
-    if (y.is_none()) return;
-    const auto array = y.cast<py::array>();
-    target_.labels = array.ndim() == 1;
-    if (target_.labels) return;
-    target_.dy = array.shape(1);
-    dense_.emplace_back(std::vector<Index>{target_.dy});
-  }
+        seed_(seed),
+        reader_(trainer_.graph(), y) {}
 
   py::object call(PyObject* const* args, std::size_t n, PyObject* names) override {
     if (n != 4 || names) return py::none();
     Batch batch;
-    Extent extent;
-    if (!read_inputs(args[0], &extent, &batch) || !read_target(args[1], extent, &batch) ||
-        !read_weight(args[2], &batch))
-      return py::none();
+    if (!reader_.read(args[0], args[1], args[2], &batch)) return py::none();
     const double lr = PyFloat_AsDouble(args[3]);
     if (lr == -1.0 && PyErr_Occurred()) throw py::error_already_set();
-    return py::float_(trainer_.short_step(weights_, batch, target_, lr, threads_, seed_));
+    return py::float_(trainer_.short_step(weights_, batch, reader_.target(), lr, threads_, seed_));
   }
 
  private:
-  bool read_inputs(PyObject* given, Extent* extent, Batch* batch) const {
-    const bool several = in_.size() > 1;
-    if (several && (!PyTuple_CheckExact(given) ||
-                    PyTuple_GET_SIZE(given) != static_cast<Py_ssize_t>(in_.size())))
-      return false;
-    for (std::size_t i = 0; i < in_.size(); ++i) {
-      PyObject* x = several ? PyTuple_GET_ITEM(given, static_cast<Py_ssize_t>(i)) : given;
-      const T* values = in_[i].match(x, extent);
-      if (!values) return false;
-      batch->x.push_back(rows_of(values, extent->count, in_[i].size()));
-    }
-    batch->count = extent->count;
-    return true;
-  }
-
-  bool read_target(PyObject* y, Extent extent, Batch* batch) const {
-    batch->labels = target_.labels;
-    if (target_.labels) {
-      const auto* labels = match_vector<std::int64_t>(y, extent.count);
-      if (!labels || extent.single) return false;
-      batch->y = labels_of(labels, extent.count);
-      return std::all_of(labels, labels + extent.count,
-                         [&](std::int64_t k) { return k >= 0 && k < classes_; });
-    }
-    if (dense_.empty()) return y == Py_None;
-    const T* values = dense_[0].match(y, &extent);
-    if (!values && target_.dy == 1 && !extent.single) values = match_vector<T>(y, extent.count);
-    if (values) batch->y = rows_of(values, extent.count, target_.dy);
-    return values != nullptr;
-  }
-
-  // What the general path would refuse is left to it.
-  bool read_weight(PyObject* given, Batch* batch) const {
-    if (given == Py_None) return true;
-    const T* weight = match_vector<T>(given, batch->count);
-    if (!weight) return false;
-    T sum = 0;
-    for (Index i = 0; i < batch->count; ++i) {
-      if (!(weight[i] >= T(0)) || !std::isfinite(weight[i])) return false;
-      sum += weight[i];
-    }
-    batch->weight = rows_of(weight, batch->count, 1);
-    return sum > T(0);
-  }
-
   py::object owner_;
   PyTrainer<T>& trainer_;
   py::object w_;
   T* weights_;
   int threads_;
   std::uint64_t seed_;
-  std::vector<Samples<T>> in_, dense_;  // dense_: none, or one
-  TargetSpec target_;
-  Index classes_;
+  BatchReader<T> reader_;
 };
 
 }  // namespace

@@ -3,8 +3,10 @@
 #include <structmember.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "bind.hpp"
+#include "gradstack/mlp.hpp"
 
 namespace gradstack::bindings {
 namespace {
@@ -43,8 +45,7 @@ template <class Object> void free_object(Object* self) {
   Py_DECREF(type);
 }
 
-PyObject* call_callable(PyObject* self, PyObject* const* args, std::size_t nargs,
-                        PyObject* names) {
+PyObject* call_callable(PyObject* self, PyObject* const* args, std::size_t nargs, PyObject* names) {
   ShortCall& call = *reinterpret_cast<Callable*>(self)->call;
   if (call.stale()) Py_RETURN_NONE;
   try {
@@ -139,10 +140,9 @@ PyTypeObject* make_callable_type() {
       {Py_tp_call, reinterpret_cast<void*>(PyVectorcall_Call)},
       {Py_tp_dealloc, reinterpret_cast<void*>(dealloc)},
       {0, nullptr}};
-  return make_type({"gradstack._core.ShortCall", sizeof(Callable), 0,
-                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION |
-                        Py_TPFLAGS_HAVE_VECTORCALL,
-                    slots});
+  return make_type(
+      {"gradstack._core.ShortCall", sizeof(Callable), 0,
+       Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION | Py_TPFLAGS_HAVE_VECTORCALL, slots});
 }
 
 PyTypeObject* make_net_type() {
@@ -163,15 +163,15 @@ PyTypeObject* make_net_type() {
       {Py_tp_methods, methods},
       {Py_tp_dealloc, reinterpret_cast<void*>(dealloc)},
       {0, nullptr}};
-  return make_type({"gradstack._core.NetBase", sizeof(Net), 0,
-                    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, slots});
+  return make_type(
+      {"gradstack._core.NetBase", sizeof(Net), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, slots});
 }
 
 // Arrays ------------------------------------------------------------------------------------------
 
 template <class T> PyObject* descriptor() {
-  static PyObject* const descr = numpy->PyArray_DescrFromType_(
-      py::detail::npy_format_descriptor<T>::value);
+  static PyObject* const descr =
+      numpy->PyArray_DescrFromType_(py::detail::npy_format_descriptor<T>::value);
   return descr;
 }
 
@@ -185,8 +185,8 @@ template <class T> const Array* plain_array(PyObject* object) {
   if (array->descr == descriptor<T>()) return array;
   // Unpickled arrays have a descriptor of their own.
   const auto* descr = reinterpret_cast<const py::detail::PyArrayDescr_Proxy*>(array->descr);
-  const bool same = descr->type_num == py::detail::npy_format_descriptor<T>::value &&
-                    descr->byteorder == '=';
+  const bool same =
+      descr->type_num == py::detail::npy_format_descriptor<T>::value && descr->byteorder == '=';
   return same ? array : nullptr;
 }
 
@@ -235,6 +235,34 @@ template <class T> T* Samples<T>::match(PyObject* object, Extent* extent) const 
   return reinterpret_cast<T*>(array->data);
 }
 
+template <class T>
+const T* Samples<T>::convert(PyObject* object, Extent* extent,
+                             std::vector<std::vector<T>>* kept) const {
+  if (Py_TYPE(object) != numpy->PyArray_Type_) return nullptr;
+  const auto type = find_scalar_type(py::reinterpret_borrow<py::array>(object));
+  if (!type) return nullptr;
+  const auto* array = reinterpret_cast<const Array*>(object);
+  const int axes = static_cast<int>(shape_.size()) - 1, lead = array->nd - axes;
+  if (axes != 1 || lead < 0 || lead > 1 || array->dimensions[lead] != size_) return nullptr;
+  const Extent found{lead ? array->dimensions[0] : 1, lead == 0};
+  if (extent->count == 0) *extent = found;
+  if (found.count != extent->count || found.single != extent->single || found.count == 0)
+    return nullptr;
+  RowSource source;
+  source.type = *type;
+  source.data = array->data;
+  source.rows = found.count;
+  source.cols = size_;
+  source.row_stride = lead ? array->strides[0] : 0;
+  source.col_stride = array->strides[lead];
+  std::vector<T>& values = kept->emplace_back(static_cast<std::size_t>(found.count * size_));
+  for (Index i = 0; i < found.count; ++i) gather_row(source, i, values.data() + i * size_);
+  const bool may_overflow = source.type == Scalar::F64 && sizeof(T) < sizeof(double);
+  if (may_overflow && std::any_of(values.begin(), values.end(), [](T v) { return std::isinf(v); }))
+    return nullptr;
+  return values.data();
+}
+
 template <class T> T* Samples<T>::match_out(PyObject* object, Extent extent) const {
   T* values = match(object, &extent);
   const bool writeable = values && (reinterpret_cast<const Array*>(object)->flags &
@@ -276,8 +304,7 @@ ArrayCall<T>::ArrayCall(const Graph& graph, const py::object& w,
                           " arrays");
 }
 
-template <class T>
-bool ArrayCall<T>::take_outs(PyObject* given, Extent extent, T** outs) const {
+template <class T> bool ArrayCall<T>::take_outs(PyObject* given, Extent extent, T** outs) const {
   if (tuple_ && (!PyTuple_CheckExact(given) ||
                  PyTuple_GET_SIZE(given) != static_cast<Py_ssize_t>(out_.size())))
     return false;
@@ -300,8 +327,12 @@ py::object ArrayCall<T>::call(PyObject* const* args, std::size_t n, PyObject* na
   Extent extent;
   const T* xs[kMost];
   T* outs[kMost];
-  for (std::size_t i = 0; i < n; ++i)
-    if (!(xs[i] = in_[i].match(args[i], &extent))) return py::none();
+  std::vector<std::vector<T>> kept;
+  for (std::size_t i = 0; i < n; ++i) {
+    xs[i] = in_[i].match(args[i], &extent);
+    if (!xs[i]) xs[i] = in_[i].convert(args[i], &extent, &kept);
+    if (!xs[i]) return py::none();
+  }
   const Index count = extent.count;
   py::object result;
   if (given != Py_None) {
@@ -318,7 +349,7 @@ py::object ArrayCall<T>::call(PyObject* const* args, std::size_t n, PyObject* na
     for (std::size_t o = 0; o < out_.size(); ++o) arrays[o] = out_[o].make(extent, &outs[o]);
     result = std::move(arrays);
   }
-  if (!user_code_ && flops_ * static_cast<double>(count) < kHeldFlops) {
+  if (is_small(count)) {
     run(weights_, xs, count, outs, true);
   } else {
     // The arguments stay the caller's: a vectorcall borrows them for as long as it lasts.
@@ -326,6 +357,68 @@ py::object ArrayCall<T>::call(PyObject* const* args, std::size_t n, PyObject* na
     run(weights_, xs, count, outs, false);
   }
   return result;
+}
+
+template <class T>
+BatchReader<T>::BatchReader(const Graph& graph, const py::object& y)
+    : classes_(size_of(graph.stage(graph.outputs()[0]).shape)) {
+  for (const int id : graph.inputs()) in_.emplace_back(graph.stage(id).shape);
+  if (y.is_none()) return;
+  const auto array = y.cast<py::array>();
+  target_.labels = array.ndim() == 1;
+  if (target_.labels) return;
+  target_.dy = array.shape(1);
+  dense_.emplace_back(std::vector<Index>{target_.dy});
+}
+
+template <class T>
+bool BatchReader<T>::read(PyObject* x, PyObject* y, PyObject* sample_weight, Batch* batch) const {
+  Extent extent;
+  return read_inputs(x, &extent, batch) && read_target(y, extent, batch) &&
+         read_weight(sample_weight, batch);
+}
+
+template <class T>
+bool BatchReader<T>::read_inputs(PyObject* given, Extent* extent, Batch* batch) const {
+  const bool several = in_.size() > 1;
+  if (several && (!PyTuple_CheckExact(given) ||
+                  PyTuple_GET_SIZE(given) != static_cast<Py_ssize_t>(in_.size())))
+    return false;
+  for (std::size_t i = 0; i < in_.size(); ++i) {
+    PyObject* x = several ? PyTuple_GET_ITEM(given, static_cast<Py_ssize_t>(i)) : given;
+    const T* values = in_[i].match(x, extent);
+    if (!values) return false;
+    batch->x.push_back(rows_of(values, extent->count, in_[i].size()));
+  }
+  batch->count = extent->count;
+  return true;
+}
+
+template <class T>
+bool BatchReader<T>::read_target(PyObject* y, Extent extent, Batch* batch) const {
+  batch->labels = target_.labels;
+  if (target_.labels) {
+    const auto* labels = extent.single ? nullptr : match_vector<std::int64_t>(y, extent.count);
+    if (!labels) return false;
+    batch->y = labels_of(labels, extent.count);
+    return std::all_of(labels, labels + extent.count,
+                       [&](std::int64_t k) { return k >= 0 && k < classes_; });
+  }
+  if (dense_.empty()) return y == Py_None;
+  const T* values = dense_[0].match(y, &extent);
+  if (!values && target_.dy == 1 && !extent.single) values = match_vector<T>(y, extent.count);
+  if (values) batch->y = rows_of(values, extent.count, target_.dy);
+  return values != nullptr;
+}
+
+template <class T> bool BatchReader<T>::read_weight(PyObject* given, Batch* batch) const {
+  if (given == Py_None) return true;
+  const T* weight = match_vector<T>(given, batch->count);
+  if (!weight) return false;
+  const auto allowed = [](T w) { return w >= T(0) && std::isfinite(w); };
+  if (!std::all_of(weight, weight + batch->count, allowed)) return false;
+  batch->weight = rows_of(weight, batch->count, 1);
+  return std::any_of(weight, weight + batch->count, [](T w) { return w > T(0); });
 }
 
 void bind_short_call(py::module_& m) {
@@ -345,6 +438,8 @@ template class Samples<float>;
 template class Samples<double>;
 template class ArrayCall<float>;
 template class ArrayCall<double>;
+template class BatchReader<float>;
+template class BatchReader<double>;
 template const float* match_vector<float>(PyObject*, Index);
 template const double* match_vector<double>(PyObject*, Index);
 template const std::int64_t* match_vector<std::int64_t>(PyObject*, Index);

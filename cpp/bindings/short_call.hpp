@@ -35,6 +35,11 @@ py::object make_short_call(std::unique_ptr<ShortCall> call);
 // Waits for a mutex without the GIL: its owner may want that before it lets go.
 std::unique_lock<std::mutex> lock_with_gil(std::mutex& mutex);
 
+// Work so small that releasing the GIL and taking it again would be felt.
+constexpr double kHeldFlops = 1e6;
+
+bool has_user_code(const Graph& graph);
+
 // What one call was given: so many samples, or one without a batch axis.
 struct Extent {
   Index count = 0;  // 0: not known yet
@@ -49,7 +54,10 @@ template <class T> class Samples {
   // The values of `object` if it is a C-contiguous array (no subclass) of T and of this shape, with
   // as many samples as *extent says, which the first array settles. Else null.
   T* match(PyObject* object, Extent* extent) const;
-  // The same, to be written.
+  // Else: the values of an array of another real dtype or of other strides, converted into `kept`;
+  // null too where one might be too large for T.
+  const T* convert(PyObject* object, Extent* extent, std::vector<std::vector<T>>* kept) const;
+  // As match, for an array to be written.
   T* match_out(PyObject* object, Extent extent) const;
   py::object make(Extent extent, T** values);
   // Whether the same memory holds values of a and of b.
@@ -82,6 +90,9 @@ template <class T> class ArrayCall : public ShortCall {
 
  private:
   bool take_outs(PyObject* given, Extent extent, T** outs) const;
+  bool is_small(Index count) const {
+    return !user_code_ && flops_ * static_cast<double>(count) < kHeldFlops;
+  }
 
   py::object w_;
   const T* weights_;
@@ -90,9 +101,25 @@ template <class T> class ArrayCall : public ShortCall {
   double flops_;
 };
 
-// Work so small that releasing the GIL and taking it again would be felt.
-constexpr double kHeldFlops = 1e6;
+// Batches for a cost like the one that was read in full before.
+template <class T> class BatchReader {
+ public:
+  // y: what its targets were converted to.
+  BatchReader(const Graph& graph, const py::object& y);
 
-bool has_user_code(const Graph& graph);
+  // The batch, if x (one array or a tuple), y and sample_weight are what the core takes as it is
+  // and nothing that the general path would refuse. They must outlive it.
+  bool read(PyObject* x, PyObject* y, PyObject* sample_weight, Batch* batch) const;
+  TargetSpec target() const { return target_; }
+
+ private:
+  bool read_inputs(PyObject* given, Extent* extent, Batch* batch) const;
+  bool read_target(PyObject* y, Extent extent, Batch* batch) const;
+  bool read_weight(PyObject* given, Batch* batch) const;
+
+  std::vector<Samples<T>> in_, dense_;  // dense_: none, or one
+  TargetSpec target_;
+  Index classes_;
+};
 
 }  // namespace gradstack::bindings

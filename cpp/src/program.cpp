@@ -158,9 +158,8 @@ void Program<T>::copy_outputs(const Plan<T>& plan, const Worker& worker, Index f
                               T* const* outs) const {
   for (std::size_t i = 0; i < graph_->outputs().size(); ++i) {
     const Variable<T>& v = plan.variable(graph_->outputs()[i]);
-    worker.for_each(plan.blocks(), [&](Index b) {
-      block_out(plan, v.value, v.d, b, outs[i] + first * v.d, v.d);
-    });
+    worker.for_each(plan.blocks(),
+                    [&](Index b) { block_out(plan, v.value, v.d, b, outs[i] + first * v.d, v.d); });
   }
 }
 

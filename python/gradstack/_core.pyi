@@ -129,6 +129,7 @@ class _Linearization(Protocol):
 
 class _Program(Protocol):
     def short_call(self, w: _Array, as_tuple: bool) -> ShortCall: ...
+    def short_gradient(self, w: _Array, cost: _Cost, y: _Array | None) -> ShortCall: ...
     def forward(
         self,
         w: _Array,
@@ -200,9 +201,7 @@ class _Updater(Protocol):
     def step(self, w: _Array, dw: _Array, lr: float) -> None: ...
 
 class _Trainer(Protocol):
-    def short_call(
-        self, w: _Array, y: _Array | None, threads: int, seed: int
-    ) -> ShortCall: ...
+    def short_call(self, w: _Array, y: _Array | None, threads: int, seed: int) -> ShortCall: ...
     def step(
         self,
         w: _Array,

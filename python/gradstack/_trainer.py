@@ -12,17 +12,14 @@ from gradstack._engine import frozen_names
 from gradstack._flat import clock
 from gradstack._problem import BatchProblem
 from gradstack.functional import read_target, require_cost, require_net
-from gradstack.nn.cost import Cost, TableCost, read_sample_weight
+from gradstack.nn.cost import has_plain_targets, read_sample_weight
 from gradstack.optim.base import Optimizer, RuleOptimizer
 from gradstack.optim.python import PythonOptimizer
 
 if TYPE_CHECKING:
     from gradstack._compiled import Compiled
+    from gradstack.nn.cost import Cost
     from gradstack.nn.module import Module
-
-
-# Costs that ask no more of a target than dtype and shape, and of labels to be in range.
-_PLAIN_TARGETS = (Cost.match_target, TableCost.match_target)
 
 
 class Trainer:
@@ -129,7 +126,7 @@ class Trainer:
             self._compiled, self._built, self._state = compiled, clock.now, state
             self._short = None
         loss = self._core.step(w, inputs.xs, target, weight, lr, self._threads, True, self._seed)
-        if type(cost).match_target in _PLAIN_TARGETS:
+        if has_plain_targets(cost):
             self._short = self._core.short_call(w, target, self._threads, self._seed)
         return float(loss)
 

@@ -78,7 +78,7 @@ template <class T> class Program {
   bool whole_batch_;  // an opaque block must see all samples of a call at once
   std::mutex mutex_;
   std::vector<std::unique_ptr<Plan<T>>> pool_;
-  std::atomic<Plan<T>*> single_{nullptr};  // owned: for one sample even a lock would be felt
+  std::atomic<Plan<T>*> single_{nullptr};       // owned: for one sample even a lock would be felt
   std::unique_ptr<BatchGradient<T>> gradient_;  // of the last kind of value_and_grad call
   std::shared_ptr<const Cost<T>> gradient_cost_;
   Index gradient_batch_ = 0;

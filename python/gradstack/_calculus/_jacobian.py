@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradstack._calculus._point import check_out, keep, point, refuse_discrete, threads_of
-from gradstack._compiled import Compiled, Inputs, core_for
+from gradstack._compiled import Compiled, core_for
 from gradstack.nn.module import Module
 
 Array = npt.NDArray[Any]
@@ -74,8 +74,8 @@ def jacobian(
     >>> gs.jacobian(net, [10.0, 100.0], wrt="w")
     array([[ 10., 100.,   1.]], dtype=float32)
     """
-    if w is None and num_threads is None and isinstance(net, Module):
-        short = net._short_jacobian
+    if w is None and num_threads is None:
+        short = getattr(net, "_short_jacobian", None)  # whether it is a net is checked below
         if short is not None and short[0] == wrt:
             result = short[1](x, out=out)
             if result is not None:

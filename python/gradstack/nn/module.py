@@ -24,7 +24,8 @@ _CACHES: dict[str, Any] = {
     "_w": None,
     "_w_clock": -1,
     "_traces": None,
-    "_short_jacobian": None,
+    "_short_jacobian": None,  # (wrt, ShortCall)
+    "_short_gradient": None,  # (cost, ShortCall)
 }
 
 
@@ -45,10 +46,14 @@ class _ModuleMeta(ABCMeta):
             module._bind()
         return module
 
+    # Short calls were settled for the __call__ before.
     def __setattr__(cls, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name == "__call__":
-            clock.now += 1  # short calls were settled for the one before
+        clock.now += name == "__call__"
+
+    def __delattr__(cls, name: str) -> None:
+        super().__delattr__(name)
+        clock.now += name == "__call__"
 
 
 class Module(_core.NetBase, metaclass=_ModuleMeta):
@@ -90,7 +95,6 @@ class Module(_core.NetBase, metaclass=_ModuleMeta):
     _w: Array | None
     _w_clock: int
     _traces: dict[Any, _compiled.Compiled] | None
-    _short_jacobian: tuple[str, Any] | None  # of wrt
 
     def __init__(self) -> None:
         self.__dict__.update(
@@ -241,10 +245,9 @@ class Module(_core.NetBase, metaclass=_ModuleMeta):
         The arrays are views: writing to them changes the net.
         """
         self._bind()
-        dot = prefix + "." if prefix else ""
         for name, parameter in self._named_parameters():
             if recurse or "." not in name:
-                yield dot + name, parameter
+                yield f"{prefix}.{name}" if prefix else name, parameter
 
     def _named_parameters(self) -> list[tuple[str, Parameter]]:
         found: list[tuple[str, Parameter]] = []
@@ -402,8 +405,7 @@ class Module(_core.NetBase, metaclass=_ModuleMeta):
         return {k: v for k, v in self.__dict__.items() if k not in _CACHES}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.__dict__.update(_CACHES)
+        self.__dict__.update(state, **_CACHES)
         clock.now += 1
         self._bind()
 
@@ -438,17 +440,12 @@ class Module(_core.NetBase, metaclass=_ModuleMeta):
         numpy.ndarray or tuple of them
             Without a batch axis for a single sample.
         """
-        # Calls like those before do not come here: see `_compiled._offer_short_call`.
-        var = find_var(xs)
-        if var is None:
+        # Calls like those before do not come here: see _offer_short_call.
+        if (var := find_var(xs)) is None:
             return _compiled.call(self, xs, out=out)
         if out is not None:
             raise TypeError("out= is for calls on arrays, not inside a traced forward")
         return self._enter(var._tracer, *xs)
-
-    def _calls_plainly(self) -> bool:
-        """Whether a call of the net means what `Module` says."""
-        return type(self).__call__ is Module.__call__
 
     def _enter(self, tracer: Tracer, *xs: Any) -> Any:
         """Record this module in a graph."""
