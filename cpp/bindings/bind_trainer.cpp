@@ -4,6 +4,7 @@
 #include "bind.hpp"
 #include "gradstack/registry.hpp"
 #include "gradstack/trainer.hpp"
+#include "short_call.hpp"
 #include "signals.hpp"
 
 namespace gradstack::bindings {
@@ -77,6 +78,7 @@ template <class T> class PyTrainer {
   PyTrainer(const std::shared_ptr<Graph>& graph, std::shared_ptr<Cost<T>> cost,
             std::shared_ptr<Optimizer<T>> optimizer, const std::vector<std::string>& frozen)
       : cost_(std::move(cost)),
+        user_code_(has_user_code(*graph) || !cost_->by_block()),
         trainer_(graph, active_kernels<T>(), cost_, std::move(optimizer),
                  frozen_parameters(*graph, frozen)) {}
 
@@ -86,7 +88,20 @@ template <class T> class PyTrainer {
     T* weights = vector_view<T>(w, "w", trainer_.graph().n_params(), true);
     const auto [batch, target] = make_batch(trainer_.graph(), xs, y, sample_weight, *cost_);
     const py::gil_scoped_release release;
+    const std::lock_guard<std::mutex> lock(mutex_);
     return trainer_.step(weights, batch, target, lr, threads, train, seed);
+  }
+  // With the GIL held.
+  double short_step(T* w, const Batch& batch, TargetSpec target, double lr, int threads,
+                    std::uint64_t seed) {
+    const double flops = 6.0 * static_cast<double>(graph().n_params() * batch.count);
+    if (flops < kHeldFlops && !user_code_) {
+      const auto lock = lock_with_gil(mutex_);
+      return trainer_.step(w, batch, target, lr, threads, true, seed);
+    }
+    const py::gil_scoped_release release;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return trainer_.step(w, batch, target, lr, threads, true, seed);
   }
 
   void begin(const py::object& w, const std::vector<py::object>& X, const py::object& y,
@@ -139,11 +154,48 @@ template <class T> class PyTrainer {
   }
 
   const Trainer<T>& core() const { return trainer_; }
+  const Graph& graph() const { return trainer_.graph(); }
+  const Cost<T>& cost() const { return *cost_; }
 
  private:
   std::shared_ptr<Cost<T>> cost_;
+  bool user_code_;
   Trainer<T> trainer_;
+  std::mutex mutex_;
   py::object kept_;
+};
+
+// Steps on batches like the one before: f(x, y, sample_weight, lr) -> loss.
+template <class T> class StepCall final : public ShortCall {
+ public:
+  // y: what the targets were converted to in the step before.
+  StepCall(const py::object& trainer, const py::object& w, const py::object& y, int threads,
+           std::uint64_t seed)
+      : owner_(trainer),
+        trainer_(trainer.cast<PyTrainer<T>&>()),
+        w_(w),
+        weights_(vector_view<T>(w, "w", trainer_.graph().n_params(), true)),
+        threads_(threads),
+        seed_(seed),
+        reader_(trainer_.graph(), y) {}
+
+  py::object call(PyObject* const* args, std::size_t n, PyObject* names) override {
+    if (n != 4 || names) return py::none();
+    Batch batch;
+    if (!reader_.read(args[0], args[1], args[2], &batch)) return py::none();
+    const double lr = PyFloat_AsDouble(args[3]);
+    if (lr == -1.0 && PyErr_Occurred()) throw py::error_already_set();
+    return py::float_(trainer_.short_step(weights_, batch, reader_.target(), lr, threads_, seed_));
+  }
+
+ private:
+  py::object owner_;
+  PyTrainer<T>& trainer_;
+  py::object w_;
+  T* weights_;
+  int threads_;
+  std::uint64_t seed_;
+  BatchReader<T> reader_;
 };
 
 }  // namespace
@@ -180,6 +232,13 @@ template <class T> void bind_trainer(py::module_& m) {
            arg("frozen") = std::vector<std::string>{})
       .def("step", &Tr::step, arg("w"), arg("xs"), arg("y"), arg("sample_weight"), arg("lr"),
            arg("threads") = 0, arg("train") = true, arg("seed") = 0)
+      .def(
+          "short_call",
+          [](const py::object& self, const py::object& w, const py::object& y, int threads,
+             std::uint64_t seed) {
+            return make_short_call(std::make_unique<StepCall<T>>(self, w, y, threads, seed));
+          },
+          arg("w"), arg("y"), arg("threads"), arg("seed"))
       .def("begin", &Tr::begin, arg("w"), arg("X"), arg("y"), arg("sample_weight"), py::kw_only(),
            arg("batch_size"), arg("shuffle"), arg("seed"), arg("threads"), arg("check_finite"),
            arg("allow_nonfinite_loss"))
