@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bench.aims import Verdict
 from bench.timing import Timing, interleave
 
 Array = npt.NDArray[np.floating]
@@ -122,7 +123,7 @@ def check(case: Case, problem: Problem, way: Callable[[], Any], expected: Array)
 
 def measure(
     case: Case, repeats: int, budget: float, only: list[str]
-) -> tuple[dict[str, Timing], str]:
+) -> tuple[dict[str, Timing], list[Verdict]]:
     """Check, then time all ways in turns; return the timings and how the aim was met.
 
     Where the aim is a multiple of it, a plain ``gs.value_and_grad`` is timed along.
@@ -161,38 +162,37 @@ def _repeat(way: Callable[[], Any], times: int) -> None:
         way()
 
 
-def verdict(case: Case, timings: dict[str, Timing]) -> str:
-    """Say in a line whether the aim was met."""
+def verdict(case: Case, timings: dict[str, Timing]) -> list[Verdict]:
+    """Judge the aim, if there is one."""
     own = timings.get("gradstack")
     if own is None:
-        return ""
+        return []
     peers = {name: t for name, t in timings.items() if name.partition(",")[0] in PEER_NAMES}
     if case.against:
         peers = {name: t for name, t in peers.items() if name == case.against}
     if case.peer_ratio is not None and peers:
         best = min(t.best for t in peers.values()) / own.best
         median = min(t.median for t in peers.values()) / own.median
-        return _line(
+        found = Verdict(
             f"at least {case.peer_ratio:g}x {case.against or 'the best peer'}",
             f"{best:.2f}x best, {median:.2f}x median",
             min(best, median) >= case.peer_ratio,
         )
+        return [found]
     if case.cost is not None:
         gradient = timings[GRADIENT]
         best, median = own.best / gradient.best, own.median / gradient.median
-        return _line(
+        found = Verdict(
             f"at most {case.cost:g}x a gradient",
             f"{best:.2f}x best, {median:.2f}x median",
             max(best, median) <= case.cost,
         )
+        return [found]
     if case.seconds is not None:
-        return _line(
+        found = Verdict(
             f"at most {1e6 * case.seconds:g} µs",
             f"{1e6 * own.best:.2f} µs best, {1e6 * own.median:.2f} µs median",
             own.median <= case.seconds,
         )
-    return ""
-
-
-def _line(aim: str, reached: str, met: bool) -> str:
-    return f"aim: {aim}; reached: {reached}{'' if met else '  MISSED'}"
+        return [found]
+    return []

@@ -40,13 +40,18 @@ static double burst(void) {
 }
 
 static double clock_rate(void) {
-  enum { kAdds = 20000000 };
-  long x = 0;
-  const double start = omp_get_wtime();
-  for (int i = 0; i < kAdds; ++i) {
-    __asm__ volatile(ADD_ONE : "+r"(x));
+  enum { kAdds = 1000000 };
+  double best = 0;
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    long x = 0;
+    const double start = omp_get_wtime();
+    for (int i = 0; i < kAdds; ++i) {
+      __asm__ volatile(ADD_ONE : "+r"(x));
+    }
+    const double rate = kAdds / (omp_get_wtime() - start) * 1e-9;
+    if (rate > best) best = rate;
   }
-  return kAdds / (omp_get_wtime() - start) * 1e-9;
+  return best;
 }
 
 int main(int argc, char** argv) {

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bench.aims import Verdict
 from bench.timing import Timing, interleave
 
 Array = npt.NDArray[Any]
@@ -158,7 +159,7 @@ def _learners() -> tuple[dict[str, Callable[[int], None]], dict[str, float]]:
 
 def measure(
     case: Case, repeats: int, budget: float, only: list[str]
-) -> tuple[dict[str, Timing], str]:
+) -> tuple[dict[str, Timing], list[Verdict]]:
     """Check, then time all ways in turns; return the timings and how the aim was met."""
     runs, errors = _actors() if case is ACT else _learners()
     if only:
@@ -166,12 +167,13 @@ def measure(
     timings = interleave(runs, errors, repeats, budget)
     peers = [t for name, t in timings.items() if name != "gradstack"]
     if "gradstack" not in timings or not peers:
-        return timings, ""
+        return timings, []
     own = timings["gradstack"]
     best = min(t.best for t in peers) / own.best
     median = min(t.median for t in peers) / own.median
-    met = min(best, median) >= case.ratio
-    return timings, (
-        f"aim: at least {case.ratio:g}x the quickest eager PyTorch; reached: {best:.2f}x best, "
-        f"{median:.2f}x median{'' if met else '  MISSED'}"
+    found = Verdict(
+        f"at least {case.ratio:g}x the quickest eager PyTorch",
+        f"{best:.2f}x best, {median:.2f}x median",
+        min(best, median) >= case.ratio,
     )
+    return timings, [found]

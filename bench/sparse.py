@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 import gradstack as gs
+from bench.aims import Verdict
 from bench.timing import Timing, interleave
 from gradstack import nn
 
@@ -36,7 +37,7 @@ CASES = [SparseCase(what, share) for what in ("forward", "vjp") for share in (0.
 
 def measure(
     case: SparseCase, repeats: int, budget: float, peers: list[str]
-) -> tuple[dict[str, Timing], str]:
+) -> tuple[dict[str, Timing], list[Verdict]]:
     """Check all ways against a dense product in float64, then time them in turns."""
     rng = np.random.default_rng(0)
     n = case.units
@@ -72,7 +73,7 @@ def measure(
         for name, way in ways.items()
         if name.startswith("gradstack") or not peers or any(peer in name for peer in peers)
     }
-    return interleave(runs, errors, repeats, budget), ""
+    return interleave(runs, errors, repeats, budget), []
 
 
 def scipy_forward(matrix: Any, bias: Any, x: Any) -> dict[str, Callable[[], Any]]:

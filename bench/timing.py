@@ -8,6 +8,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+# Threads that a library leaves spinning after its turn go to sleep before the next one's.
+REST = 0.003
+FEWEST_ROUNDS = 3
+
 
 @dataclass(frozen=True)
 class Timing:
@@ -18,14 +22,23 @@ class Timing:
     error: float
 
 
-def _seconds(run: Callable[[int], None], steps: int) -> float:
+def _seconds(run: Callable[[int], object], steps: int) -> float:
     start = time.perf_counter()
     run(steps)
     return time.perf_counter() - start
 
 
+def _steps(run: Callable[[int], object], unit: int, budget: float) -> int:
+    """Return how many steps take about `budget` seconds, a multiple of `unit`."""
+    count, taken = unit, _seconds(run, unit)
+    while taken < 0.2 * budget:
+        count *= max(2, min(10, int(0.5 * budget / max(taken, 1e-9))))
+        taken = _seconds(run, count)
+    return unit * max(1, round(budget / taken * count / unit))
+
+
 def interleave(
-    runs: Mapping[str, Callable[[int], None]],
+    runs: Mapping[str, Callable[[int], object]],
     errors: Mapping[str, float],
     repeats: int,
     budget: float,
@@ -33,20 +46,24 @@ def interleave(
 ) -> dict[str, Timing]:
     """Time functions that make a number of steps, a multiple of `unit`.
 
-    There are `repeats` rounds; in each, every function has a turn of about `budget` seconds.
+    There are `repeats` rounds; in each, every function has a turn of about `budget` seconds. One
+    whose turns take longer misses rounds, but is timed in three at least.
     """
-    steps = {}
-    for name, run in runs.items():
-        per_unit = _seconds(run, unit * 2) / 2
-        steps[name] = unit * max(1, round(budget / per_unit))
-
+    steps = {name: _steps(run, unit, budget) for name, run in runs.items()}
     samples: dict[str, list[float]] = {name: [] for name in runs}
+    spent = dict.fromkeys(runs, 0.0)
     gc.collect()
     gc.disable()
     try:
-        for _ in range(repeats):
+        for i in range(repeats):
             for name, run in runs.items():
-                samples[name].append(_seconds(run, steps[name]) / steps[name])
+                must = FEWEST_ROUNDS - len(samples[name]) >= repeats - i
+                if not must and spent[name] > 1.5 * i * budget:
+                    continue
+                time.sleep(REST)
+                taken = _seconds(run, steps[name])
+                spent[name] += taken
+                samples[name].append(taken / steps[name])
     finally:
         gc.enable()
     return {

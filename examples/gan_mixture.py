@@ -44,7 +44,7 @@ def judge(points: Array, modes: Array) -> tuple[int, float]:
 def main() -> None:
     options = arguments(__doc__)
     figure, panels = plt.subplots(2, 4, figsize=(8.6, 4.4), layout="constrained")
-    steps = 1500 if options.quick else 8000
+    steps = 1500 if options.quick else 7000
     for row, (name, modes) in zip(panels, MIXTURES.items(), strict=True):
         sample = draw(modes, 2000, np.random.default_rng(0))
         row[0].plot(sample[:, 0], sample[:, 1], ".", markersize=1, color="C0")

@@ -1,11 +1,14 @@
-"""gradstack: `fit` and `Trainer.step`."""
+"""gradstack: `fit`, `Trainer.step`, and calls of a net."""
 
-import itertools
+from __future__ import annotations
+
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
 import gradstack as gs
+from bench.peers import Call, Minibatches
 from bench.workloads import Task
 from gradstack import nn, optim
 
@@ -13,19 +16,24 @@ ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 COSTS = {"cross_entropy": nn.CrossEntropyLoss, "mse": nn.MSELoss}
 
 
-class Peer:
-    """The library itself."""
+def build(task: Task) -> nn.Sequential:
+    """Return the task's net."""
+    modules: list[nn.Module] = []
+    for weight, bias in task.layers:
+        layer = nn.Linear(weight.shape[1], weight.shape[0])
+        layer.load_state_dict({"weight": weight, "bias": bias})
+        modules += [layer, ACTIVATIONS[task.workload.activation]()]
+    return nn.Sequential(*modules[:-1])
 
-    name = "gradstack"
+
+class Trainer:
+    """The library itself, which chooses how many of the allowed threads it uses."""
+
+    name: ClassVar[str] = "gradstack"
 
     def __init__(self, task: Task) -> None:
         load = task.workload
-        modules: list[nn.Module] = []
-        for weight, bias in task.layers:
-            layer = nn.Linear(weight.shape[1], weight.shape[0])
-            layer.load_state_dict({"weight": weight, "bias": bias})
-            modules += [layer, ACTIVATIONS[load.activation]()]
-        self.net = nn.Sequential(*modules[:-1])
+        self.net = build(task)
         self.cost = COSTS[load.cost]()
         if load.optimizer == "adam":
             self.optimizer: optim.Optimizer = optim.Adam(lr=load.lr)
@@ -34,16 +42,14 @@ class Peer:
         self.task = task
         if load.mode == "step":
             self.trainer = gs.Trainer(self.net, self.cost, self.optimizer)
-            xs = np.split(task.x, load.batches)
-            ys = np.split(task.y, load.batches)
-            self.batches = itertools.cycle(list(zip(xs, ys, strict=True)))
+            self.minibatches = Minibatches(load, task.x, task.y)
 
-    def run(self, steps: int) -> None:
+    def run(self, steps: int, shuffle: bool = False) -> None:
         """Train."""
         load = self.task.workload
         if load.mode == "step":
             step = self.trainer.step
-            for xb, yb in itertools.islice(self.batches, steps):
+            for xb, yb in self.minibatches.take(steps, shuffle):
                 step(xb, yb)
         else:
             gs.fit(
@@ -53,11 +59,25 @@ class Peer:
                 cost=self.cost,
                 optimizer=self.optimizer,
                 batch_size=load.batch,
-                epochs=steps // load.batches,
-                shuffle=False,
-                num_threads=self.task.threads,
+                epochs=steps // load.steps,
+                shuffle=shuffle,
             )
 
     def weights(self) -> list[npt.NDArray[np.floating]]:
         """Weight matrices."""
         return [w for name, w in self.net.state_dict().items() if name.endswith("weight")]
+
+
+TRAINERS = [Trainer]
+
+
+def forward(task: Task) -> dict[str, Call]:
+    """With and without `out=`."""
+    net, x = build(task), task.x
+    out = np.empty((len(x), task.workload.sizes[-1]), np.float32)
+    if len(x) == 1:
+        x, out = x[0], out[0]
+    return {
+        "gradstack": Call("net(x)", {"net": net, "x": x}),
+        "gradstack, out=": Call("net(x, out=out)", {"net": net, "x": x, "out": out}),
+    }

@@ -1,45 +1,50 @@
-"""JAX: a jitted step, and the whole epoch in one `lax.scan` where the library owns the loop."""
+"""JAX: a jitted step, and whole epochs in `lax.scan`."""
 
-import itertools
-from typing import Any
+from __future__ import annotations
+
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
-from bench.workloads import Task
+from bench.peers import Call, Minibatches, UnsupportedError
+from bench.workloads import Task, Workload
 
 
-class Peer:
-    """Compiled by XLA; compilation is not timed."""
+def _parameters(task: Task) -> list[Any]:
+    return [(jnp.asarray(w), jnp.asarray(b)) for w, b in task.layers]
 
-    name = "JAX"
+
+def net(load: Workload, parameters: Any, x: Any) -> Any:
+    """Return the outputs."""
+    h = jax.nn.relu if load.activation == "relu" else jnp.tanh
+    for w, b in parameters[:-1]:
+        x = h(x @ w.T + b)
+    w, b = parameters[-1]
+    return x @ w.T + b
+
+
+class Jit:
+    """One step compiled by XLA, called from Python; compilation is not timed."""
+
+    name: ClassVar[str] = "JAX jit"
 
     def __init__(self, task: Task) -> None:
-        load = task.workload
-        self.load = load
-        parameters = [(jnp.asarray(w), jnp.asarray(b)) for w, b in task.layers]
+        self.load = task.workload
+        parameters = _parameters(task)
         # Two trees of zeros: the buffers are donated, so none may stand in the state twice.
         m, v = (jax.tree.map(jnp.zeros_like, parameters) for _ in range(2))
         self.state: Any = (parameters, m, v, jnp.zeros(()))
-        self.xs = jnp.asarray(task.x).reshape(load.batches, load.batch, -1)
-        self.ys = jnp.asarray(task.y).reshape(load.batches, load.batch, *task.y.shape[1:])
-        self.batches = itertools.cycle(list(zip(self.xs, self.ys, strict=True)))
+        self._prepare(jnp.asarray(task.x), jnp.asarray(task.y))
+
+    def _prepare(self, x: Any, y: Any) -> None:
+        self.minibatches = Minibatches(self.load, x, y)
         self.step = jax.jit(self._step, donate_argnums=0)
-        self.epoch = jax.jit(
-            lambda state, xs, ys: jax.lax.scan(
-                lambda s, batch: (self._step(s, *batch), None), state, (xs, ys)
-            )[0],
-            donate_argnums=0,
-        )
 
     def _cost(self, parameters: Any, x: Any, y: Any) -> Any:
-        z = x
-        for i, (w, b) in enumerate(parameters):
-            z = z @ w.T + b
-            if i + 1 < len(parameters):
-                z = jax.nn.relu(z) if self.load.activation == "relu" else jnp.tanh(z)
+        z = net(self.load, parameters, x)
         if self.load.cost == "cross_entropy":
             return -jnp.take_along_axis(jax.nn.log_softmax(z), y[:, None], 1).mean()
         return ((z - y) ** 2).mean()
@@ -58,22 +63,78 @@ class Peer:
                 m,
                 v,
             )
-        else:
-            momentum = 0.9 if self.load.optimizer == "momentum" else 0.0
-            m = jax.tree.map(lambda a, g: momentum * a + g, m, gradient)
+        elif self.load.optimizer == "momentum":
+            m = jax.tree.map(lambda a, g: 0.9 * a + g, m, gradient)
             parameters = jax.tree.map(lambda p, a: p - lr * a, parameters, m)
+        else:
+            parameters = jax.tree.map(lambda p, g: p - lr * g, parameters, gradient)
         return parameters, m, v, t
 
-    def run(self, steps: int) -> None:
+    def run(self, steps: int, shuffle: bool = False) -> None:
         """Train."""
-        if self.load.mode == "step":
-            for xb, yb in itertools.islice(self.batches, steps):
-                self.state = self.step(self.state, xb, yb)
-        else:
-            for _ in range(steps // self.load.batches):
-                self.state = self.epoch(self.state, self.xs, self.ys)
+        for xb, yb in self.minibatches.take(steps, shuffle):
+            self.state = self.step(self.state, xb, yb)
         jax.block_until_ready(self.state)
 
     def weights(self) -> list[npt.NDArray[np.floating]]:
         """Weight matrices."""
         return [np.array(w) for w, _ in self.state[0]]
+
+
+class Scan(Jit):
+    """All epochs, shuffling included, in one compiled call."""
+
+    name: ClassVar[str] = "JAX scan"
+
+    def _prepare(self, x: Any, y: Any) -> None:
+        if self.load.mode != "fit":
+            raise UnsupportedError("lax.scan owns the loop")
+        self.x, self.y, self.key = x, y, jax.random.key(0)
+        self.train = jax.jit(self._train, static_argnums=2, donate_argnums=0)
+
+    def _epoch(self, state: Any, x: Any, y: Any, order: Any) -> Any:
+        size = self.load.batch
+        whole = self.load.samples // size
+
+        def step(state: Any, i: Any) -> Any:
+            if order is None:
+                xb, yb = (jax.lax.dynamic_slice_in_dim(a, i * size, size) for a in (x, y))
+            else:
+                rows = jax.lax.dynamic_slice_in_dim(order, i * size, size)
+                xb, yb = x[rows], y[rows]
+            return self._step(state, xb, yb), None
+
+        state = jax.lax.scan(step, state, jnp.arange(whole))[0]
+        if whole < self.load.steps:
+            rows = slice(whole * size, None)
+            rest = (x[rows], y[rows]) if order is None else (x[order[rows]], y[order[rows]])
+            state = self._step(state, *rest)
+        return state
+
+    def _train(self, state: Any, key: Any, shuffle: bool, x: Any, y: Any, epochs: Any) -> Any:
+        def epoch(_: Any, carry: Any) -> Any:
+            state, key = carry
+            order = None
+            if shuffle:
+                key, now = jax.random.split(key)
+                order = jax.random.permutation(now, len(x))
+            return self._epoch(state, x, y, order), key
+
+        return jax.lax.fori_loop(0, epochs, epoch, (state, key))
+
+    def run(self, steps: int, shuffle: bool = False) -> None:
+        """Train."""
+        epochs = steps // self.load.steps
+        self.state, self.key = self.train(self.state, self.key, shuffle, self.x, self.y, epochs)
+        jax.block_until_ready(self.state)
+
+
+TRAINERS = [Jit, Scan]
+
+
+def forward(task: Task) -> dict[str, Call]:
+    """From a JAX array to a JAX array that is ready."""
+    parameters = _parameters(task)
+    function = jax.jit(lambda x: net(task.workload, parameters, x))
+    x = jnp.asarray(task.x if len(task.x) > 1 else task.x[0])
+    return {"JAX jit": Call("f(x).block_until_ready()", {"f": function, "x": x})}

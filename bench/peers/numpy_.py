@@ -1,19 +1,22 @@
 """NumPy by hand: what one writes without a library. In float64 it is also the common reference."""
 
-import itertools
+from __future__ import annotations
+
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from bench.peers import Call, Minibatches
 from bench.workloads import Task
 
 Array = npt.NDArray[np.floating]
 
 
-class Peer:
+class Trainer:
     """Forward, backward and update written out."""
 
-    name = "NumPy by hand"
+    name: ClassVar[str] = "NumPy by hand"
 
     def __init__(self, task: Task, dtype: type[np.floating] = np.float32) -> None:
         self.load = task.workload
@@ -21,14 +24,12 @@ class Peer:
         self.m = [np.zeros_like(p) for p in self.parameters]
         self.v = [np.zeros_like(p) for p in self.parameters]
         self.t = 0
-        xs = np.split(task.x.astype(dtype), self.load.batches)
         y = task.y if task.y.dtype.kind == "i" else task.y.astype(dtype)
-        ys = np.split(y, self.load.batches)
-        self.batches = itertools.cycle(list(zip(xs, ys, strict=True)))
+        self.minibatches = Minibatches(self.load, task.x.astype(dtype), y)
 
-    def run(self, steps: int) -> None:
+    def run(self, steps: int, shuffle: bool = False) -> None:
         """Train."""
-        for xb, yb in itertools.islice(self.batches, steps):
+        for xb, yb in self.minibatches.take(steps, shuffle):
             self.update(self.gradient(xb, yb))
 
     def gradient(self, x: Array, y: npt.NDArray[np.generic]) -> list[Array]:
@@ -65,10 +66,38 @@ class Peer:
                 v[...] += 0.001 * (g * g - v)
                 denominator = np.sqrt(v / (1 - 0.999**self.t)) + 1e-8
                 p[...] -= lr / (1 - 0.9**self.t) * m / denominator
-            else:
-                m[...] = (0.9 if self.load.optimizer == "momentum" else 0.0) * m + g
+            elif self.load.optimizer == "momentum":
+                m[...] = 0.9 * m + g
                 p[...] -= lr * m
+            else:
+                p[...] -= lr * g
 
     def weights(self) -> list[Array]:
         """Weight matrices."""
         return [p.copy() for p in self.parameters[::2]]
+
+
+TRAINERS = [Trainer]
+
+
+def predict(task: Task, dtype: type[np.floating]) -> Array:
+    """Return what the net gives for all rows."""
+    z = task.x.astype(dtype)
+    for i, (w, b) in enumerate(task.layers):
+        z = z @ w.astype(dtype).T + b.astype(dtype)
+        if i + 1 < len(task.layers):
+            z = np.maximum(z, 0) if task.workload.activation == "relu" else np.tanh(z)
+    return z
+
+
+def forward(task: Task) -> dict[str, Call]:
+    """In one expression, from weights transposed in advance."""
+    names = {"x": task.x if len(task.x) > 1 else task.x[0], "maximum": np.maximum, "tanh": np.tanh}
+    expression = "x"
+    for i, (w, b) in enumerate(task.layers):
+        names[f"w{i}"], names[f"b{i}"] = np.ascontiguousarray(w.T), b
+        expression = f"{expression} @ w{i} + b{i}"
+        if i + 1 < len(task.layers):
+            relu = task.workload.activation == "relu"
+            expression = f"maximum({expression}, 0)" if relu else f"tanh({expression})"
+    return {"NumPy by hand": Call(expression, names)}

@@ -1,22 +1,8 @@
 #include "arrays.hpp"
 
 namespace gradstack::bindings {
-namespace {
 
-std::string describe(const py::array& a) {
-  std::string text = "shape (";
-  for (py::ssize_t i = 0; i < a.ndim(); ++i) text += (i ? ", " : "") + std::to_string(a.shape(i));
-  return text + ") of dtype " + py::str(a.dtype()).cast<std::string>();
-}
-
-py::array as_array(const py::handle& object, const std::string& name) {
-  if (!py::isinstance<py::array>(object))
-    throw py::type_error(name + ": expected a NumPy array, got " +
-                         py::str(py::type::of(object).attr("__name__")).cast<std::string>());
-  return py::reinterpret_borrow<py::array>(object);
-}
-
-Scalar scalar_type(const py::array& a, const std::string& name) {
+std::optional<Scalar> find_scalar_type(const py::array& a) {
   const py::dtype dtype = a.dtype();
   const char kind = dtype.kind();
   const py::ssize_t size = dtype.itemsize();
@@ -42,7 +28,27 @@ Scalar scalar_type(const py::array& a, const std::string& name) {
       }
     }
   }
-  throw py::type_error(name + ": got dtype " + py::str(dtype).cast<std::string>() +
+  return std::nullopt;
+}
+
+namespace {
+
+std::string describe(const py::array& a) {
+  std::string text = "shape (";
+  for (py::ssize_t i = 0; i < a.ndim(); ++i) text += (i ? ", " : "") + std::to_string(a.shape(i));
+  return text + ") of dtype " + py::str(a.dtype()).cast<std::string>();
+}
+
+py::array as_array(const py::handle& object, const std::string& name) {
+  if (!py::isinstance<py::array>(object))
+    throw py::type_error(name + ": expected a NumPy array, got " +
+                         py::str(py::type::of(object).attr("__name__")).cast<std::string>());
+  return py::reinterpret_borrow<py::array>(object);
+}
+
+Scalar scalar_type(const py::array& a, const std::string& name) {
+  if (const auto type = find_scalar_type(a)) return *type;
+  throw py::type_error(name + ": got dtype " + py::str(a.dtype()).cast<std::string>() +
                        ", expected a real number type of this machine's byte order");
 }
 

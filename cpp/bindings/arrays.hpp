@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -20,6 +21,9 @@ namespace py = pybind11;
 // A flat contiguous vector of n values; throws ValueError/TypeError naming it.
 template <class T>
 T* vector_view(const py::handle& object, const char* name, Index n, bool writable);
+
+// What the core reads arrays of this dtype as, if it does.
+std::optional<Scalar> find_scalar_type(const py::array& a);
 
 // Rows of any real dtype and strides, (rows, cols) with cols = `cols`. Not copied: the array must
 // outlive the view.

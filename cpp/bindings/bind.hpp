@@ -7,6 +7,7 @@ namespace gradstack::bindings {
 
 void bind_config(py::module_& m);
 void bind_graph(py::module_& m);
+void bind_short_call(py::module_& m);
 template <class T> void bind_cost(py::module_& m);
 template <class T> void bind_program(py::module_& m);
 template <class T> void bind_backprop(py::module_& m);

@@ -1,7 +1,9 @@
 // Jacobians, per-sample gradients, curvature products, derivatives with respect to the input.
 #include "bind.hpp"
 #include "gradstack/calculus.hpp"
+#include "gradstack/mlp.hpp"
 #include "gradstack/registry.hpp"
+#include "short_call.hpp"
 
 namespace gradstack::bindings {
 namespace {
@@ -59,10 +61,43 @@ template <class T> class PyJacobian {
     return array;
   }
 
+  // Rows of T without gaps; with the GIL held or not.
+  void evaluate(const T* w, const T* const* xs, Index count, T* to, bool gil) {
+    std::vector<RowSource> views;
+    for (std::size_t i = 0; i < graph_->inputs().size(); ++i)
+      views.push_back(rows_of(xs[i], count, size_of(graph_->stage(graph_->inputs()[i]).shape)));
+    const auto lock = gil ? lock_with_gil(mutex_) : std::unique_lock<std::mutex>(mutex_);
+    jacobian_.evaluate(w, views, count, to, 0);
+  }
+
+  const Graph& graph() const { return *graph_; }
+  const Jacobian<T>& core() const { return jacobian_; }
+
  private:
   std::shared_ptr<Graph> graph_;
   Jacobian<T> jacobian_;
   std::mutex mutex_;
+};
+
+template <class T> class JacobianCall final : public ArrayCall<T> {
+ public:
+  JacobianCall(PyJacobian<T>& jacobian, py::object owner, const py::object& w)
+      : ArrayCall<T>(jacobian.graph(), w, {{jacobian.core().rows(), jacobian.core().cols()}}, false,
+                     flops(jacobian)),
+        jacobian_(jacobian),
+        owner_(std::move(owner)) {}
+
+ private:
+  static double flops(const PyJacobian<T>& jacobian) {
+    const Index products = 1 + std::min(jacobian.core().rows(), jacobian.core().cols());
+    return 2.0 * static_cast<double>(jacobian.graph().n_params() * products);
+  }
+  void run(const T* w, const T* const* xs, Index count, T* const* outs, bool gil) override {
+    jacobian_.evaluate(w, xs, count, outs[0], gil);
+  }
+
+  PyJacobian<T>& jacobian_;
+  py::object owner_;
 };
 
 // The core object for the kind of target seen last; made anew when that changes.
@@ -212,8 +247,16 @@ template <class T> void bind_calculus(py::module_& m) {
   py::class_<J>(m, "Jacobian")
       .def(py::init<std::shared_ptr<Graph>, const py::object&, std::size_t>(), arg("graph"),
            arg("wrt"), arg("output") = 0)
-      .def("evaluate", &J::evaluate, arg("w"), arg("xs"), arg("out") = py::none(),
-           arg("threads") = 0);
+      .def("evaluate",
+           py::overload_cast<const py::object&, const std::vector<py::object>&, const py::object&,
+                             int>(&J::evaluate),
+           arg("w"), arg("xs"), arg("out") = py::none(), arg("threads") = 0)
+      .def(
+          "short_call",
+          [](const py::object& self, const py::object& w) {
+            return make_short_call(std::make_unique<JacobianCall<T>>(self.cast<J&>(), self, w));
+          },
+          arg("w"));
   using S = PyPerSample<T>;
   py::class_<S>(m, "PerSample")
       .def(py::init<std::shared_ptr<Graph>, std::shared_ptr<Cost<T>>>(), arg("graph"), arg("cost"))

@@ -5,6 +5,7 @@
 #include "gradstack/registry.hpp"
 #include "gradstack/trainer.hpp"
 #include "py_trainer.hpp"
+#include "short_call.hpp"
 
 namespace gradstack::bindings {
 namespace {
@@ -59,6 +60,41 @@ template <class T> class PyUpdater {
   std::vector<T> gradient_;
 };
 
+// Steps on batches like the one before: f(x, y, sample_weight, lr) -> loss.
+template <class T> class StepCall final : public ShortCall {
+  using Core = PyTrainer<T, Trainer<T>>;
+
+ public:
+  // y: what the targets were converted to in the step before.
+  StepCall(const py::object& trainer, const py::object& w, const py::object& y, int threads,
+           std::uint64_t seed)
+      : owner_(trainer),
+        trainer_(trainer.cast<Core&>()),
+        w_(w),
+        weights_(vector_view<T>(w, "w", trainer_.graph().n_params(), true)),
+        threads_(threads),
+        seed_(seed),
+        reader_(trainer_.graph(), y) {}
+
+  py::object call(PyObject* const* args, std::size_t n, PyObject* names) override {
+    if (n != 4 || names) return py::none();
+    Batch batch;
+    if (!reader_.read(args[0], args[1], args[2], &batch)) return py::none();
+    const double lr = PyFloat_AsDouble(args[3]);
+    if (lr == -1.0 && PyErr_Occurred()) throw py::error_already_set();
+    return py::float_(trainer_.short_step(weights_, batch, reader_.target(), lr, threads_, seed_));
+  }
+
+ private:
+  py::object owner_;
+  Core& trainer_;
+  py::object w_;
+  T* weights_;
+  int threads_;
+  std::uint64_t seed_;
+  BatchReader<T> reader_;
+};
+
 }  // namespace
 
 template <class T> void bind_trainer(py::module_& m) {
@@ -96,6 +132,13 @@ template <class T> void bind_trainer(py::module_& m) {
               arg("graph"), arg("cost"), arg("optimizer"), py::kw_only(),
               arg("frozen") = std::vector<std::string>{});
   def_trainer(trainer);
+  trainer.def(
+      "short_call",
+      [](const py::object& self, const py::object& w, const py::object& y, int threads,
+         std::uint64_t seed) {
+        return make_short_call(std::make_unique<StepCall<T>>(self, w, y, threads, seed));
+      },
+      arg("w"), arg("y"), arg("threads"), arg("seed"));
 }
 
 template void bind_trainer<float>(py::module_&);

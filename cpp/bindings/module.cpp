@@ -24,6 +24,7 @@ PYBIND11_MODULE(_core, m) {
                                                                PyExc_FloatingPointError);
   bindings::bind_config(m);
   bindings::bind_graph(m);
+  bindings::bind_short_call(m);
   bindings::bind_dtype<float>(m, "f32");
   bindings::bind_dtype<double>(m, "f64");
   pybind11::module_ device = m.def_submodule("device");

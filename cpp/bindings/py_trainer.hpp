@@ -5,6 +5,7 @@
 
 #include "bind.hpp"
 #include "gradstack/trainer.hpp"
+#include "short_call.hpp"
 #include "signals.hpp"
 
 namespace gradstack::bindings {
@@ -28,7 +29,9 @@ template <class T, class Core> class PyTrainer {
  public:
   template <class... A>
   explicit PyTrainer(std::shared_ptr<Cost<T>> cost, A&&... arguments)
-      : cost_(std::move(cost)), trainer_(std::forward<A>(arguments)...) {}
+      : cost_(std::move(cost)),
+        trainer_(std::forward<A>(arguments)...),
+        user_code_(has_user_code(trainer_.graph()) || !cost_->by_block()) {}
 
   double step(const py::object& w, const std::vector<py::object>& xs, const py::object& y,
               const py::object& sample_weight, double lr, int threads, bool train,
@@ -36,7 +39,20 @@ template <class T, class Core> class PyTrainer {
     T* weights = vector_view<T>(w, "w", trainer_.graph().n_params(), true);
     const auto [batch, target] = make_batch(trainer_.graph(), xs, y, sample_weight, *cost_);
     const py::gil_scoped_release release;
+    const std::lock_guard<std::mutex> lock(mutex_);
     return trainer_.step(weights, batch, target, lr, threads, train, seed);
+  }
+  // With the GIL held; for a Core that waits for no device.
+  double short_step(T* w, const Batch& batch, TargetSpec target, double lr, int threads,
+                    std::uint64_t seed) {
+    const double flops = 6.0 * static_cast<double>(graph().n_params() * batch.count);
+    if (flops < kHeldFlops && !user_code_) {
+      const auto lock = lock_with_gil(mutex_);
+      return trainer_.step(w, batch, target, lr, threads, true, seed);
+    }
+    const py::gil_scoped_release release;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return trainer_.step(w, batch, target, lr, threads, true, seed);
   }
 
   void begin(const py::object& w, const std::vector<py::object>& X, const py::object& y,
@@ -90,10 +106,13 @@ template <class T, class Core> class PyTrainer {
   }
 
   const Core& core() const { return trainer_; }
+  const Graph& graph() const { return trainer_.graph(); }
 
  private:
   std::shared_ptr<Cost<T>> cost_;
   Core trainer_;
+  bool user_code_;
+  std::mutex mutex_;
   py::object kept_;
 };
 

@@ -122,10 +122,12 @@ Program<T>::Program(std::shared_ptr<const Graph> graph, const Kernels<T>& kernel
       whole_batch_(std::any_of(graph_->stages().begin(), graph_->stages().end(),
                                [](const Stage& s) { return s.kind == Kind::Opaque; })) {}
 
-template <class T> Program<T>::~Program() = default;
+template <class T> Program<T>::~Program() { delete single_.load(); }
 
 template <class T> std::unique_ptr<Plan<T>> Program<T>::acquire(Index capacity) {
-  {
+  if (capacity == 1) {
+    if (Plan<T>* plan = single_.exchange(nullptr)) return std::unique_ptr<Plan<T>>(plan);
+  } else {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (auto& plan : pool_)
       if (plan->options().batch == capacity) {
@@ -142,13 +144,29 @@ template <class T> std::unique_ptr<Plan<T>> Program<T>::acquire(Index capacity) 
 }
 
 template <class T> void Program<T>::release(std::unique_ptr<Plan<T>> plan) {
+  if (plan->options().batch == 1) {
+    plan.reset(single_.exchange(plan.release()));  // two calls at once: the last plan is kept
+    return;
+  }
   const std::lock_guard<std::mutex> lock(mutex_);
   if (pool_.size() < kPoolSize) pool_.push_back(std::move(plan));
 }
 
+// Outputs of samples [first, first + plan.count()) into the caller's rows.
 template <class T>
-void Program<T>::forward(const T* w, const std::vector<RowSource>& x, Index count,
-                         const std::vector<T*>& outs, CallOptions options) {
+void Program<T>::copy_outputs(const Plan<T>& plan, const Worker& worker, Index first,
+                              T* const* outs) const {
+  for (std::size_t i = 0; i < graph_->outputs().size(); ++i) {
+    const Variable<T>& v = plan.variable(graph_->outputs()[i]);
+    worker.for_each(plan.blocks(),
+                    [&](Index b) { block_out(plan, v.value, v.d, b, outs[i] + first * v.d, v.d); });
+  }
+}
+
+// bind(plan, first, count) binds the inputs of some samples.
+template <class T>
+template <class Bind>
+void Program<T>::run(const T* w, Bind&& bind, Index count, T* const* outs, CallOptions options) {
   if (count == 0) return;
   const Index chunk = whole_batch_ ? count : std::min(count, kChunk);
   const Index chunks = (count + chunk - 1) / chunk;
@@ -160,35 +178,51 @@ void Program<T>::forward(const T* w, const std::vector<RowSource>& x, Index coun
           ? 1
           : threads_for(flops_per_sample(*graph_) * static_cast<double>(count), options.threads);
   TeamError error;
-  std::vector<std::unique_ptr<Plan<T>>> plans;
-  for (int i = 0; i < (chunks > 1 ? workers : 1); ++i) plans.push_back(acquire(capacity));
-  const auto copy_outputs = [&](Plan<T>& plan, const Worker& worker, Index first) {
-    for (std::size_t i = 0; i < outs.size(); ++i) {
-      const Variable<T>& v = plan.variable(graph_->outputs()[i]);
-      worker.for_each(plan.blocks(), [&](Index b) {
-        block_out(plan, v.value, v.d, b, outs[i] + first * v.d, v.d);
-      });
-    }
-  };
   Run<T> run = make_run(w, options, &error);
-  if (chunks == 1) bind_rows(*plans[0], x, 0, count);
+  if (chunks == 1) {
+    auto plan = acquire(capacity);
+    bind(*plan, 0, count);
+    run_team(workers, [&](const Worker& worker) {
+      plan->forward(run, worker);
+      copy_outputs(*plan, worker, 0, outs);
+    });
+    release(std::move(plan));
+    return error.rethrow();
+  }
+  std::vector<std::unique_ptr<Plan<T>>> plans;
+  for (int i = 0; i < workers; ++i) plans.push_back(acquire(capacity));
   run_team(workers, [&](const Worker& worker) {
-    if (chunks == 1) {
-      plans[0]->forward(run, worker);
-      copy_outputs(*plans[0], worker, 0);
-      return;
-    }
     Plan<T>& plan = *plans[at(worker.id)];
     Run<T> part = run;
     worker.for_each(chunks, [&](Index i) {
       part.first_sample = i * chunk;
-      bind_rows(plan, x, i * chunk, std::min(chunk, count - i * chunk));
+      bind(plan, i * chunk, std::min(chunk, count - i * chunk));
       plan.forward(part, worker.alone());
-      copy_outputs(plan, worker.alone(), i * chunk);
+      copy_outputs(plan, worker.alone(), i * chunk, outs);
     });
   });
   for (auto& plan : plans) release(std::move(plan));
   error.rethrow();
+}
+
+template <class T>
+void Program<T>::forward(const T* w, const std::vector<RowSource>& x, Index count,
+                         const std::vector<T*>& outs, CallOptions options) {
+  const auto bind = [&](Plan<T>& plan, Index first, Index n) { bind_rows(plan, x, first, n); };
+  run(w, bind, count, outs.data(), options);
+}
+
+template <class T>
+void Program<T>::forward(const T* w, const T* const* x, Index count, T* const* outs,
+                         CallOptions options) {
+  const auto bind = [&](Plan<T>& plan, Index first, Index n) {
+    plan.set_count(n);
+    for (std::size_t i = 0; i < graph_->inputs().size(); ++i) {
+      const Index d = plan.variable(graph_->inputs()[i]).d;
+      plan.bind_input(i, x[i] + first * d, d);
+    }
+  };
+  run(w, bind, count, outs, options);
 }
 
 template <class T>

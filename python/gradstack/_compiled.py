@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Signature = list[tuple["Module", int, bool]]
 
+_MOST_ARRAYS = 8  # inputs or outputs of a short call
+
 
 def core_for(dtype: np.dtype[Any]) -> Any:
     """The half of the compiled core that works in `dtype`."""
@@ -387,7 +389,7 @@ def call(net: Module, xs: Sequence[Any], *, w: Any = None, out: Any = None) -> A
         result = inputs.outputs(program.forward(vector, inputs.xs, **options))
         if out is None:
             if w is None and not options:
-                _offer_fast_path(net, inputs)
+                _offer_short_call(net, inputs)
             return result
         targets = (out,) if compiled.single_output else out
         values = (result,) if compiled.single_output else result
@@ -396,7 +398,7 @@ def call(net: Module, xs: Sequence[Any], *, w: Any = None, out: Any = None) -> A
         return out
     program.forward(vector, inputs.xs, outs=outs, **options)
     if w is None and not options:
-        _offer_fast_path(net, inputs)
+        _offer_short_call(net, inputs)
     return out
 
 
@@ -423,52 +425,14 @@ def _check_out(inputs: Inputs, out: Any) -> list[Array]:
     return rows
 
 
-class FastCall:
-    """A call with everything settled in advance: one input, one output, the net's own w."""
+def _offer_short_call(net: Module, inputs: Inputs) -> None:
+    """Let the next calls of `net` on arrays like these begin in the core, see NetBase."""
+    from gradstack.nn.module import Module
 
-    __slots__ = ("clock", "dtype", "forward", "out_shape", "sample", "size", "w")
-
-    def __init__(self, net: Module, inputs: Inputs) -> None:
-        compiled = inputs.compiled
-        self.clock = clock.now
-        self.dtype = inputs.dtype
-        self.sample = compiled.in_shapes[0]
-        self.size = compiled.in_sizes[0]
-        self.out_shape = compiled.out_shapes[0]
-        self.forward = inputs.program.forward
-        self.w = net.w
-
-    def run(self, x: Any, out: Any) -> Array | None:
-        """The output, or None when the arguments need the general path."""
-        if type(x) is not np.ndarray or x.dtype is not self.dtype or not x.flags.c_contiguous:
-            return None
-        shape = x.shape
-        lead: tuple[int, ...] = ()
-        if shape == self.sample:
-            rows = x.reshape(1, self.size)
-        elif shape and shape[0] and shape[1:] == self.sample:
-            rows = x.reshape(shape[0], self.size)
-            lead = shape[:1]
-        else:
-            return None
-        y: Array
-        if out is None:
-            y = self.forward(self.w, [rows])[0]
-            return y.reshape(*lead, *self.out_shape)
-        if type(out) is not np.ndarray or out.dtype != self.dtype:
-            return None
-        flags = out.flags
-        if not (flags.c_contiguous and flags.writeable) or out.shape != (*lead, *self.out_shape):
-            return None
-        if np.may_share_memory(out, x):
-            return None
-        self.forward(self.w, [rows], outs=[out.reshape(len(rows), -1)])
-        y = out
-        return y
-
-
-def _offer_fast_path(net: Module, inputs: Inputs) -> None:
     compiled = inputs.compiled
-    plain = compiled.single_output and len(inputs.shapes) == 1 and not any(compiled.discrete)
-    if plain and net.w.size and net._device == "cpu":
-        net.__dict__["_fast"] = FastCall(net, inputs)
+    if not net.w.size or any(compiled.discrete) or type(net).__call__ is not Module.__call__:
+        return
+    if net._device != "cpu":
+        return
+    if len(compiled.in_shapes) <= _MOST_ARRAYS and len(compiled.out_shapes) <= _MOST_ARRAYS:
+        net._settle(inputs.program.short_call(net.w, not compiled.single_output))

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from gradstack import _core
+
 if TYPE_CHECKING:
     from gradstack.nn.module import Module
 
@@ -23,16 +25,9 @@ FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 _ALIGNMENT = 64  # bytes: one cache line, one AVX-512 vector
 
 
-class _Clock:
-    """Counts changes of structure anywhere: what was cached at the same time is still right."""
-
-    __slots__ = ("now",)
-
-    def __init__(self) -> None:
-        self.now = 0
-
-
-clock = _Clock()
+# Counts changes of structure anywhere: what was cached at the same time is still right. The core
+# looks at it in every short call.
+clock = _core.clock
 
 
 class Parameter(np.ndarray[Any, np.dtype[Any]]):

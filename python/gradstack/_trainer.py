@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from gradstack._arrays import as_count
 from gradstack._compiled import read, split_inputs
 from gradstack._data import training_graph
@@ -15,7 +13,7 @@ from gradstack._engine import core_trainer
 from gradstack._flat import clock
 from gradstack._problem import BatchProblem
 from gradstack.functional import read_target, require_cost, require_net
-from gradstack.nn.cost import read_sample_weight
+from gradstack.nn.cost import has_plain_targets, read_sample_weight
 from gradstack.optim.base import Optimizer, RuleOptimizer
 from gradstack.optim.python import PythonOptimizer
 
@@ -83,7 +81,8 @@ class Trainer:
         self._compiled: Compiled | None = None
         self._core: Any = None
         self._built = -1  # when the core trainer was made
-        self._clock = -1  # while this is now, plain batches go to it unread
+        self._state: Any = None  # of the optimiser, as the core trainer knows it
+        self._short: Any = None  # takes batches like those before without reading them
 
     def step(self, x: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Make one step on a batch (or one sample).
@@ -105,28 +104,16 @@ class Trainer:
         FloatingPointError
             The loss is NaN or infinite; the net is unchanged.
         """
-        if self._clock == clock.now and sample_weight is None and self._is_plain(x, y):
-            optimizer = self.optimizer
+        optimizer = self.optimizer
+        # reset() gives an optimiser a new state.
+        if self._short is not None and self._state is optimizer._core:
             lr = optimizer.lr
             if callable(lr):
                 lr = optimizer.lr_at(optimizer.t)
-            loss: float = self._core.step(
-                self._w, [x], y, None, lr, self._threads, True, self._seed
-            )
-            return loss
+            loss: float | None = self._short(x, y, sample_weight, lr)
+            if loss is not None:
+                return loss
         return self._general_step(x, y, sample_weight)
-
-    def _is_plain(self, x: Any, y: Any) -> bool:
-        """Whether x and y can go to the core as they are."""
-        if type(x) is not np.ndarray or x.dtype is not self._dtype or x.ndim != 2:
-            return False
-        if x.shape[1] != self._features or not x.shape[0] or not x.flags.c_contiguous:
-            return False
-        if type(y) is not np.ndarray or len(y) != len(x) or not y.flags.c_contiguous:
-            return False
-        if self._dense:
-            return y.dtype is self._dtype and y.ndim == 2 and y.shape[1] == self._targets
-        return y.ndim == 1 and y.dtype == np.int64
 
     def _general_step(self, x: Any, y: Any, sample_weight: Any) -> float:
         net, cost = self.net, self.cost
@@ -142,18 +129,15 @@ class Trainer:
         if isinstance(optimizer, PythonOptimizer):
             return self._python_step(optimizer, compiled, (inputs.xs, target, weight), lr)
         assert isinstance(optimizer, RuleOptimizer)
-        if self._compiled is not compiled or self._built != clock.now:
+        state = optimizer.core_optimizer(net)
+        if (self._compiled, self._built, self._state) != (compiled, clock.now, state):
             self._core = core_trainer(net, compiled, cost, optimizer, self._device)
-            self._compiled, self._w, self._dtype = compiled, w, w.dtype
-            self._built = clock.now
-        plain = len(inputs.xs) == 1 and target is not None
-        self._clock = clock.now if plain else -1
-        self._features = inputs.xs[0].shape[1]
-        self._dense = target is not None and target.ndim == 2
-        self._targets = target.shape[1] if target is not None and target.ndim == 2 else 0
-        return float(
-            self._core.step(w, inputs.xs, target, weight, lr, self._threads, True, self._seed)
-        )
+            self._compiled, self._built, self._state = compiled, clock.now, state
+            self._short = None
+        loss = self._core.step(w, inputs.xs, target, weight, lr, self._threads, True, self._seed)
+        if self._device == "cpu" and has_plain_targets(cost):
+            self._short = self._core.short_call(w, target, self._threads, self._seed)
+        return float(loss)
 
     def _python_step(
         self, optimizer: PythonOptimizer, compiled: Compiled, batch: tuple[Any, Any, Any], lr: float

@@ -21,7 +21,7 @@ from gradstack._compiled import (
     run_options,
     split_inputs,
 )
-from gradstack.nn.cost import Cost, read_sample_weight
+from gradstack.nn.cost import Cost, has_plain_targets, read_sample_weight
 from gradstack.nn.module import Module
 
 Array = npt.NDArray[Any]
@@ -221,6 +221,11 @@ def value_and_grad(
     >>> gs.value_and_grad(net, cost, [1.0, 2.0], [3.0], w=[1.0, 0.0, 0.0])
     (4.0, array([-4., -8., -4.], dtype=float32))
     """
+    short = getattr(net, "_short_gradient", None)
+    if short is not None and short[0] is cost and w is None:
+        result: tuple[float, Array] | None = short[1](x, y, sample_weight)
+        if result is not None:
+            return result
     net = require_net(net)
     inputs = read(net, split_inputs(net, x))
     target = read_target(net, require_cost(cost), inputs, y)
@@ -228,12 +233,13 @@ def value_and_grad(
     if inputs.count == 0:
         raise ValueError("x has no samples, the average loss is undefined")
     vector = parameters_for(net, inputs, w)
+    core_cost = cost._core_cost(inputs.dtype)
+    options = run_options(net, inputs.compiled)
     loss, dw = program_for(net, inputs).value_and_grad(
-        vector,
-        inputs.xs,
-        target,
-        cost._core_cost(inputs.dtype),
-        weight,
-        **run_options(net, inputs.compiled),
+        vector, inputs.xs, target, core_cost, weight, **options
     )
+    plain = w is None and not options and vector.size and has_plain_targets(cost)
+    if plain and net._device == "cpu":
+        call = inputs.program.short_gradient(vector, core_cost, target)
+        net.__dict__["_short_gradient"] = (cost, call)
     return float(loss), dw

@@ -73,7 +73,9 @@ struct Worker {
 
   // f(i) for this worker's contiguous share of 0..n-1.
   template <class F> void for_each(Index n, F&& f) const {
-    const Index begin = n * id / count, end = n * (id + 1) / count;
+    // Divisions are felt where the work is a single sample's.
+    const Index begin = count == 1 ? 0 : n * id / count;
+    const Index end = count == 1 ? n : n * (id + 1) / count;
     for (Index i = begin; i < end; ++i) {
       if (poll) poll->tick();
       if (stop && stop->stopped()) return;

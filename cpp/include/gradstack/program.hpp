@@ -2,6 +2,7 @@
 // Thread safe: plans are pooled, every call works on plans of its own.
 #pragma once
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -52,6 +53,8 @@ template <class T> class Program {
   // outs: per output (count, d) rows.
   void forward(const T* w, const std::vector<RowSource>& x, Index count,
                const std::vector<T*>& outs, CallOptions options);
+  // The same from rows of T without gaps, one array per input; for one sample nothing is allocated.
+  void forward(const T* w, const T* const* x, Index count, T* const* outs, CallOptions options);
   // Average loss (or sum, see Cost::reduction) of a batch; dw (P,) receives its gradient.
   double value_and_grad(const T* w, const Batch& batch, TargetSpec target,
                         std::shared_ptr<const Cost<T>> cost, T* dw, CallOptions options);
@@ -64,7 +67,9 @@ template <class T> class Program {
   const Kernels<T>& kernels() const { return kernels_; }
 
  private:
-  class Lease;
+  template <class Bind>
+  void run(const T* w, Bind&& bind, Index count, T* const* outs, CallOptions options);
+  void copy_outputs(const Plan<T>& plan, const Worker& worker, Index first, T* const* outs) const;
   std::unique_ptr<Plan<T>> acquire(Index capacity);
   void release(std::unique_ptr<Plan<T>> plan);
 
@@ -73,6 +78,7 @@ template <class T> class Program {
   bool whole_batch_;  // an opaque block must see all samples of a call at once
   std::mutex mutex_;
   std::vector<std::unique_ptr<Plan<T>>> pool_;
+  std::atomic<Plan<T>*> single_{nullptr};       // owned: for one sample even a lock would be felt
   std::unique_ptr<BatchGradient<T>> gradient_;  // of the last kind of value_and_grad call
   std::shared_ptr<const Cost<T>> gradient_cost_;
   Index gradient_batch_ = 0;

@@ -12,6 +12,8 @@
 //     state vectors is in `scalars`, which it advances once per step number;
 //   * `uses_state` says which state vectors the hyper-parameters need; for the others the caller
 //     passes anything and drops what comes back;
+//   * a rule that needs no state with some hyper-parameters may offer `stateless`, the same
+//   without;
 //   * decaying averages are flushed to 0 before they reach the denormals.
 #pragma once
 
@@ -83,6 +85,11 @@ class SGD : public RuleDefaults {
     const V buffer = flush_denormal(fma(V(momentum_), state[0], V(keep_) * d));
     state[0] = buffer;
     w = w - V(lr_) * (nesterov_ ? fma(V(momentum_), buffer, d) : buffer);
+  }
+
+  bool stateless() const { return momentum_ == 0.0; }
+  template <class V> GS_INLINE V stateless(V w, V g) const {
+    return w - V(lr_) * fma(V(decay_), w, g);
   }
 
  private:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from gradstack._calculus._point import check_out, keep, point, refuse_discrete, threads_of
-from gradstack._compiled import Compiled, Inputs, core_for
-from gradstack._flat import clock
+from gradstack._compiled import Compiled, core_for
 from gradstack.nn.module import Module
 
 Array = npt.NDArray[Any]
@@ -75,10 +74,10 @@ def jacobian(
     >>> gs.jacobian(net, [10.0, 100.0], wrt="w")
     array([[ 10., 100.,   1.]], dtype=float32)
     """
-    if w is None and num_threads is None and isinstance(net, Module):
-        fast = net._fast_jacobian
-        if fast is not None and fast.wrt == wrt and fast.clock == clock.now:
-            result = fast.run(x, out)
+    if w is None and num_threads is None:
+        short = getattr(net, "_short_jacobian", None)  # whether it is a net is checked below
+        if short is not None and short[0] == wrt:
+            result = short[1](x, out=out)
             if result is not None:
                 return result
     inputs, vector = point(net, x, w)
@@ -105,8 +104,10 @@ def jacobian(
             made = core.evaluate(vector, inputs.xs, to, threads)
             row.append(made.reshape(shape) if out is None else out)
         results.append(row[0] if variables.single else tuple(row))
-    if one and w is None and inputs.count and len(inputs.xs) == 1 and net.w.size:
-        net.__dict__["_fast_jacobian"] = FastJacobian(net, inputs, wrt, variables.members[0])
+    settled = one and w is None and inputs.count and len(inputs.xs) == 1 and net.w.size
+    if settled and net._device == "cpu":
+        core = _core(compiled, inputs.dtype, variables.members[0], 0)
+        net.__dict__["_short_jacobian"] = (wrt, core.short_call(net.w))
     return results[0] if compiled.single_output else tuple(results)
 
 
@@ -149,48 +150,3 @@ def _find_variables(net: Module, compiled: Compiled, wrt: str) -> Variables:
         [Variable((wrt, i), size) for i, size in enumerate(sizes)],
         len(sizes) == 1,
     )
-
-
-class FastJacobian:
-    """A call of `jacobian` with everything settled in advance: one array in, one out."""
-
-    __slots__ = ("clock", "columns", "dtype", "evaluate", "rows", "sample", "size", "w", "wrt")
-
-    def __init__(self, net: Module, inputs: Inputs, wrt: str, variable: Variable) -> None:
-        compiled = inputs.compiled
-        self.clock = clock.now
-        self.wrt = wrt
-        self.dtype = inputs.dtype
-        self.sample = compiled.in_shapes[0]
-        self.size = compiled.in_sizes[0]
-        self.rows = compiled.out_sizes[0]
-        self.columns = variable.size
-        self.w = net.w
-        self.evaluate = _core(compiled, inputs.dtype, variable, 0).evaluate
-
-    def run(self, x: Any, out: Any) -> Array | None:
-        """The Jacobian, or None when the arguments need the general path."""
-        if type(x) is not np.ndarray or x.dtype is not self.dtype or not x.flags.c_contiguous:
-            return None
-        shape = x.shape
-        result: Array
-        lead: tuple[int, ...] = ()
-        if shape == self.sample:
-            rows = x.reshape(1, self.size)
-        elif shape and shape[0] and shape[1:] == self.sample:
-            rows, lead = x.reshape(shape[0], self.size), shape[:1]
-        else:
-            return None
-        if out is None:
-            result = self.evaluate(self.w, [rows])
-            return result if lead else cast(Array, result[0])
-        if type(out) is not np.ndarray or out.shape != (*lead, self.rows, self.columns):
-            return None
-        flags = out.flags
-        if out.dtype is not self.dtype or not (flags.c_contiguous and flags.writeable):
-            return None
-        if np.may_share_memory(out, x):
-            return None
-        self.evaluate(self.w, [rows], out if lead else out.reshape(1, self.rows, self.columns))
-        result = out
-        return result

@@ -375,6 +375,11 @@ class TableCost(Cost):
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
+def has_plain_targets(cost: Cost) -> bool:
+    """Whether targets of the right dtype and shape, and labels in range, are all that it asks."""
+    return type(cost).match_target in (Cost.match_target, TableCost.match_target)
+
+
 def _read_class_weight(weight: Any) -> Array:
     array = as_real(weight, "weight").astype(np.float64)
     if array.ndim != 1:

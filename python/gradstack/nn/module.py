@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from gradstack import _compiled, _flat
+from gradstack import _compiled, _core, _flat
 from gradstack._arrays import as_real, as_shape, cast
 from gradstack._flat import Parameter, clock
 from gradstack._trace import Tracer, find_var
@@ -24,8 +24,8 @@ _CACHES: dict[str, Any] = {
     "_w": None,
     "_w_clock": -1,
     "_traces": None,
-    "_fast": None,
-    "_fast_jacobian": None,
+    "_short_jacobian": None,  # (wrt, ShortCall)
+    "_short_gradient": None,  # (cost, ShortCall)
     "_device": "cpu",
 }
 
@@ -47,8 +47,17 @@ class _ModuleMeta(ABCMeta):
             module._bind()
         return module
 
+    # Short calls were settled for the __call__ before.
+    def __setattr__(cls, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        clock.now += name == "__call__"
 
-class Module(metaclass=_ModuleMeta):
+    def __delattr__(cls, name: str) -> None:
+        super().__delattr__(name)
+        clock.now += name == "__call__"
+
+
+class Module(_core.NetBase, metaclass=_ModuleMeta):
     """Base class of all layers and nets.
 
     Submodules and parameters are registered by assigning them to attributes. A subclass defines
@@ -87,8 +96,6 @@ class Module(metaclass=_ModuleMeta):
     _w: Array | None
     _w_clock: int
     _traces: dict[Any, _compiled.Compiled] | None
-    _fast: _compiled.FastCall | None
-    _fast_jacobian: Any
     _device: str
 
     def __init__(self) -> None:
@@ -240,10 +247,9 @@ class Module(metaclass=_ModuleMeta):
         The arrays are views: writing to them changes the net.
         """
         self._bind()
-        dot = prefix + "." if prefix else ""
         for name, parameter in self._named_parameters():
             if recurse or "." not in name:
-                yield dot + name, parameter
+                yield f"{prefix}.{name}" if prefix else name, parameter
 
     def _named_parameters(self) -> list[tuple[str, Parameter]]:
         found: list[tuple[str, Parameter]] = []
@@ -445,8 +451,7 @@ class Module(metaclass=_ModuleMeta):
         return {k: v for k, v in self.__dict__.items() if k not in _CACHES}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.__dict__.update(_CACHES)
+        self.__dict__.update(state, **_CACHES)
         clock.now += 1
         self._bind()
 
@@ -481,13 +486,8 @@ class Module(metaclass=_ModuleMeta):
         numpy.ndarray or tuple of them
             Without a batch axis for a single sample.
         """
-        fast = self._fast
-        if fast is not None and fast.clock == clock.now and len(xs) == 1:
-            y = fast.run(xs[0], out)
-            if y is not None:
-                return y
-        var = find_var(xs)
-        if var is None:
+        # Calls like those before do not come here: see _offer_short_call.
+        if (var := find_var(xs)) is None:
             return _compiled.call(self, xs, out=out)
         if out is not None:
             raise TypeError("out= is for calls on arrays, not inside a traced forward")
