@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import gradstack as gs
-from gradstack import _core, _device, nn, optim
+from gradstack import _compiled, _core, _device, nn, optim
 from oracle_nets import BOUNDED, KINKED, SMOOTH
 from random_nets import random_net
 
@@ -525,3 +525,46 @@ def test_this_machine_says_what_it_lacks() -> None:
         assert not os.environ.get("GRADSTACK_REQUIRE_CUDA"), said
         said = said.partition("'cuda': ")[2]
     assert said
+
+
+def test_short_calls_stay_with_the_cpu(
+    cuda: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What a net has settled on the CPU must not answer for it on a device, nor the reverse.
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    cost, x = nn.SquaredError(), rng.normal(size=(16, 4)).astype(np.float32)
+    y = np.zeros((16, 2), np.float32)
+    runs: list[str] = []
+    general = _compiled.program_on
+
+    def program_on(compiled: Any, dtype: Any, device: str, owner: str) -> Any:
+        runs.append(device)
+        return general(compiled, dtype, device, owner)
+
+    monkeypatch.setattr(_compiled, "program_on", program_on)
+    for _ in range(2):  # the CPU settles, the device has to take over, and hand back
+        expected = [net(x), gs.value_and_grad(net, cost, x, y)[1], gs.jacobian(net, x)]
+        for _ in range(2):
+            net(x), gs.value_and_grad(net, cost, x, y), gs.jacobian(net, x)
+        assert runs == []
+        net.to(cuda)
+        for _ in range(3):
+            close(net(x), expected[0])
+            close(gs.value_and_grad(net, cost, x, y)[1], expected[1], 10)
+            close(gs.jacobian(net, x), expected[2])
+        assert runs == [cuda] * 6
+        net.to("cpu")
+        runs.clear()
+
+
+def test_a_trainer_on_a_device_settles_no_step(cuda: str, rng: np.random.Generator) -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+    x, y = rng.normal(size=(16, 4)).astype(np.float32), np.zeros((16, 2), np.float32)
+    here = gs.Trainer(net.copy(), nn.SquaredError(), optim.SGD(lr=0.01))
+    there = gs.Trainer(net.copy(), nn.SquaredError(), optim.SGD(lr=0.01), device=cuda)
+    for _ in range(4):
+        close(there.step(x, y), here.step(x, y))
+        assert type(there._core) is _core.device.DeviceTrainer
+        assert there._short is None
+        assert here._short is not None
+    close(there.net.w, here.net.w)
