@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 import gradstack as gs
-from gradstack import nn, optim
+from gradstack import _device, nn, optim
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((150, 6)).astype(np.float32)
@@ -267,6 +268,8 @@ def test_nearest_neighbour_is_online_k_means() -> None:
     assert len(set(net(data[::100]).tolist())) == 3
 
 
-def test_device_cuda_says_what_is_missing() -> None:
+def test_device_cuda_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_device, "_opened", {})
+    monkeypatch.setitem(sys.modules, "gradstack._cuda", None)  # as if it were not there
     with pytest.raises((RuntimeError, ValueError), match=r"(?i)cuda"):
         fit(make(), device="cuda")
