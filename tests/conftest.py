@@ -3,6 +3,10 @@
 import importlib.util
 import os
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # As many processes as cores: one thread for each, unless a test asks for more.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import hypothesis
 import numpy as np
 import pytest
