@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -44,7 +44,6 @@ def run(
     *,
     environment: dict[str, str] | None = None,
     before: Sequence[str] = (),
-    preexec: Callable[[], None] | None = None,
 ) -> list[str]:
     """Words printed by `code` in an interpreter of its own."""
     done = subprocess.run(
@@ -53,7 +52,6 @@ def run(
         capture_output=True,
         text=True,
         timeout=TIMEOUT,
-        preexec_fn=preexec,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -123,8 +121,9 @@ def test_num_threads_is_respected(alone: str) -> None:
 def test_affinity_is_respected(alone: str) -> None:
     core = min(os.sched_getaffinity(0))
     words = run(
-        TRAIN + "print(gs.show_config()['max_threads'], train())",
-        preexec=lambda: os.sched_setaffinity(0, {core}),
+        f"import os; os.sched_setaffinity(0, {{{core}}})\n"
+        + TRAIN
+        + "print(gs.show_config()['max_threads'], train())"
     )
     assert words == ["1", alone]
 
