@@ -537,9 +537,9 @@ def test_short_calls_stay_with_the_cpu(
     runs: list[str] = []
     general = _compiled.program_on
 
-    def program_on(compiled: Any, dtype: Any, device: str, owner: str) -> Any:
+    def program_on(compiled: Any, dtype: Any, device: str, *rest: Any) -> Any:
         runs.append(device)
-        return general(compiled, dtype, device, owner)
+        return general(compiled, dtype, device, *rest)
 
     monkeypatch.setattr(_compiled, "program_on", program_on)
     for _ in range(2):  # the CPU settles, the device has to take over, and hand back

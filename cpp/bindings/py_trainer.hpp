@@ -89,6 +89,11 @@ template <class T, class Core> class PyTrainer {
     state["step"] = p.step;
     state["loss_sum"] = p.loss_sum;
     state["weight_sum"] = p.weight_sum;
+    if constexpr (requires { trainer_.scales_losses(); })
+      if (trainer_.scales_losses()) {
+        state["loss_scale"] = trainer_.loss_scale();
+        state["good_steps"] = trainer_.good_steps();
+      }
     return state;
   }
 
@@ -102,10 +107,15 @@ template <class T, class Core> class PyTrainer {
     if (p.epoch < 0 || p.step < 0 || p.step_in_epoch < 0 ||
         p.step_in_epoch >= trainer_.steps_per_epoch())
       throw py::value_error("seek: the position lies outside the epoch");
+    if constexpr (requires { trainer_.scales_losses(); })
+      if (trainer_.scales_losses())
+        trainer_.set_loss_scale(state["loss_scale"].cast<double>(),
+                                state["good_steps"].cast<std::int64_t>());
     trainer_.position = p;
   }
 
   const Core& core() const { return trainer_; }
+  Core& core() { return trainer_; }
   const Graph& graph() const { return trainer_.graph(); }
 
  private:

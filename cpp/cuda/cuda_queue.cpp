@@ -60,6 +60,17 @@ using Descriptor = Owned<cublasLtMatmulDesc_t, cublasLtMatmulDescDestroy>;
 using Matrix = Owned<cublasLtMatrixLayout_t, cublasLtMatrixLayoutDestroy>;
 using Preference = Owned<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDestroy>;
 
+cudaDataType_t type_of(DeviceType type) {
+  switch (type) {
+    case DeviceType::BFloat16:
+      return CUDA_R_16BF;
+    case DeviceType::Float16:
+      return CUDA_R_16F;
+    default:
+      return CUDA_R_32F;
+  }
+}
+
 // The largest power of two that divides the address, at most 256: what algorithms may load at once.
 std::uint32_t alignment(const void* p) {
   const auto address = reinterpret_cast<std::uintptr_t>(p);
@@ -91,9 +102,9 @@ class CudaQueue final : public KernelQueue<CudaLaunch> {
     bool found = false;
     cublasLtMatmulAlgo_t algo{};
   };
-  // Shape, transpositions, accumulation, epilogue and alignments: what a choice depends on.
-  using Key = std::tuple<Index, Index, Index, bool, bool, bool, int, std::uint32_t, std::uint32_t,
-                         std::uint32_t>;
+  // Shape, transpositions, accumulation, types, epilogue and alignments: what a choice depends on.
+  using Key = std::tuple<Index, Index, Index, bool, bool, bool, bool, DeviceType, DeviceType, int,
+                         std::uint32_t, std::uint32_t, std::uint32_t>;
 
   void enter();
   bool matmul(const DeviceGemm& g, cublasLtEpilogue_t epilogue, const void* vector);
@@ -261,7 +272,7 @@ void CudaQueue::replay(const DeviceRecording& recording) {
 void CudaQueue::gemm(const DeviceGemm& g) {
   enter();
   launch_.last = "a matrix product";
-  if (g.bias && g.op.id < 0 && matmul(g, CUBLASLT_EPILOGUE_BIAS, g.bias)) return;
+  if (g.bias && g.op.id < 0 && matmul(g, CUBLASLT_EPILOGUE_BIAS, g.bias.data)) return;
   if (g.a_sums && matmul(g, CUBLASLT_EPILOGUE_BGRADB, g.a_sums)) return;
   if (!matmul(g, CUBLASLT_EPILOGUE_DEFAULT, nullptr))
     throw DeviceError("cuBLASLt has no algorithm for a matrix product");
@@ -273,7 +284,10 @@ void CudaQueue::gemm(const DeviceGemm& g) {
 bool CudaQueue::matmul(const DeviceGemm& g, cublasLtEpilogue_t epilogue, const void* vector) {
   Descriptor operation;
   Matrix a, b, c;
-  check(cublasLtMatmulDescCreate(&operation.handle, CUBLAS_COMPUTE_32F, CUDA_R_32F), "descriptor");
+  check(cublasLtMatmulDescCreate(&operation.handle,
+                                 g.tf32 ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F,
+                                 CUDA_R_32F),
+        "descriptor");
   const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const auto& value) {
     check(cublasLtMatmulDescSetAttribute(operation.handle, attribute, &value, sizeof(value)),
           "descriptor");
@@ -283,15 +297,16 @@ bool CudaQueue::matmul(const DeviceGemm& g, cublasLtEpilogue_t epilogue, const v
   set(CUBLASLT_MATMUL_DESC_TRANSA, first);
   set(CUBLASLT_MATMUL_DESC_TRANSB, second);
   set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
-  if (vector) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, vector);
-  const auto layout = [&](Matrix& matrix, Index rows, Index cols) {  // column-major
-    check(cublasLtMatrixLayoutCreate(&matrix.handle, CUDA_R_32F, static_cast<std::uint64_t>(rows),
-                                     static_cast<std::uint64_t>(cols), rows),
-          "layout");
+  if (vector) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, vector);  // of C's type by default
+  const auto layout = [&](Matrix& matrix, DeviceType type, Index rows, Index cols) {
+    check(
+        cublasLtMatrixLayoutCreate(&matrix.handle, type_of(type), static_cast<std::uint64_t>(rows),
+                                   static_cast<std::uint64_t>(cols), rows),  // column-major
+        "layout");
   };
-  layout(a, g.tb ? g.k : g.n, g.tb ? g.n : g.k);
-  layout(b, g.ta ? g.m : g.k, g.ta ? g.k : g.m);
-  layout(c, g.n, g.m);
+  layout(a, g.b.type, g.tb ? g.k : g.n, g.tb ? g.n : g.k);
+  layout(b, g.a.type, g.ta ? g.m : g.k, g.ta ? g.k : g.m);
+  layout(c, g.c.type, g.n, g.m);
 
   const Key key{g.m,
                 g.n,
@@ -299,10 +314,13 @@ bool CudaQueue::matmul(const DeviceGemm& g, cublasLtEpilogue_t epilogue, const v
                 g.ta,
                 g.tb,
                 g.accumulate,
+                g.tf32,
+                g.a.type,
+                g.c.type,
                 static_cast<int>(epilogue),
-                alignment(g.a),
-                alignment(g.b),
-                alignment(g.c)};
+                alignment(g.a.data),
+                alignment(g.b.data),
+                alignment(g.c.data)};
   auto [found, fresh] = algorithms_.try_emplace(key);
   if (fresh) {
     Preference preference;
@@ -313,10 +331,14 @@ bool CudaQueue::matmul(const DeviceGemm& g, cublasLtEpilogue_t epilogue, const v
           "preference");
     };
     prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspace);
-    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment(g.b));
-    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment(g.a));
-    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment(g.c));
-    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment(g.c));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment(g.b.data));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment(g.a.data));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment(g.c.data));
+    prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment(g.c.data));
+    // Parts of a sum over k are added up in float32 whatever C is.
+    if (g.c.type != DeviceType::Float32)
+      prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+             static_cast<std::uint32_t>(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
     cublasLtMatmulHeuristicResult_t result{};
     int results = 0;
     const cublasStatus_t status =
@@ -328,9 +350,9 @@ bool CudaQueue::matmul(const DeviceGemm& g, cublasLtEpilogue_t epilogue, const v
   }
   if (!found->second.found) return false;
   const float one = 1, beta = g.accumulate ? 1.0F : 0.0F;
-  check(cublasLtMatmul(blas_, operation.handle, &one, g.b, a.handle, g.a, b.handle, &beta, g.c,
-                       c.handle, g.c, c.handle, &found->second.algo, workspace_, kWorkspace,
-                       launch_.stream),
+  check(cublasLtMatmul(blas_, operation.handle, &one, g.b.data, a.handle, g.a.data, b.handle, &beta,
+                       g.c.data, c.handle, g.c.data, c.handle, &found->second.algo, workspace_,
+                       kWorkspace, launch_.stream),
         "matrix product");
   if (launch_.wait) wait("a matrix product");
   return true;

@@ -103,21 +103,35 @@ class EmulatedQueue final : public KernelQueue<HostLaunch> {
   }
 
   void gemm(const DeviceGemm& g) override {
-    launch_.call([g] {
-      for (Index i = 0; i < g.m; ++i)
-        for (Index j = 0; j < g.n; ++j) {
-          double sum = g.bias ? static_cast<double>(g.bias[j]) : 0.0;
-          for (Index k = 0; k < g.k; ++k)
-            sum += static_cast<double>(g.a[g.ta ? k * g.m + i : i * g.k + k]) *
-                   static_cast<double>(g.b[g.tb ? j * g.k + k : k * g.n + j]);
-          put(g.c + i * g.n + j, static_cast<float>(sum), g.accumulate);
-        }
+    visit_type(g.a.type, [&]<class T>() {
+      visit_type(g.c.type, [&]<class C>() { launch_.call([g] { product<T, C>(g); }); });
     });
     if (g.op.id >= 0) forward(g.op, g.m * g.n, g.c, g.c);
     if (g.a_sums) column_sums(g.k, g.m, g.a, g.a_sums, false);
   }
 
  private:
+  template <class T, class C> static void product(const DeviceGemm& g) {
+    const auto operand = [&](const T* from, Index n) {
+      std::vector<double> values(static_cast<std::size_t>(n));
+      for (double& value : values) {
+        const float x = load(*from++);
+        value = static_cast<double>(g.tf32 ? rounded_to_tf32(x) : x);
+      }
+      return values;
+    };
+    const std::vector<double> first = operand(g.a.as<T>(), g.m * g.k);
+    const std::vector<double> second = operand(g.b.as<T>(), g.k * g.n);
+    const double *a = first.data(), *b = second.data();
+    for (Index i = 0; i < g.m; ++i)
+      for (Index j = 0; j < g.n; ++j) {
+        double sum = g.bias ? static_cast<double>(load(g.bias.as<C>()[j])) : 0.0;
+        for (Index k = 0; k < g.k; ++k)
+          sum += a[g.ta ? k * g.m + i : i * g.k + k] * b[g.tb ? j * g.k + k : k * g.n + j];
+        put(g.c.as<C>() + i * g.n + j, static_cast<float>(sum), g.accumulate);
+      }
+  }
+
   struct Recording final : DeviceRecording {
     Tape tape;
   };

@@ -6,78 +6,113 @@
 namespace gradstack::device {
 
 template <class L>
-void KernelQueue<L>::forward(const DeviceOp& op, Index n, const float* s, float* z) {
-  visit_op(op.id, op.p, [&](auto h) {
-    launch_.each(decltype(h)::info.name, n, Forward<decltype(h)>{h, s, z});
+void KernelQueue<L>::forward(const DeviceOp& op, Index n, DeviceIn s, DeviceOut z) {
+  visit_type(z.type, [&]<class T>() {
+    visit_op(op.id, op.p, [&](auto h) {
+      launch_.each(decltype(h)::info.name, n, Forward<T, decltype(h)>{h, s.as<T>(), z.as<T>()});
+    });
   });
 }
 
 template <class L>
-void KernelQueue<L>::backward(const DeviceOp& op, Index n, const float* s, const float* z,
-                              const float* dz, float* ds, bool accumulate) {
-  visit_op(op.id, op.p, [&](auto h) {
-    launch_.each(decltype(h)::info.name, n, Backward<decltype(h)>{h, s, z, dz, ds, accumulate});
+void KernelQueue<L>::backward(const DeviceOp& op, Index n, DeviceIn s, DeviceIn z, DeviceIn dz,
+                              DeviceOut ds, bool accumulate) {
+  visit_type(ds.type, [&]<class T>() {
+    visit_op(op.id, op.p, [&](auto h) {
+      launch_.each(
+          decltype(h)::info.name, n,
+          Backward<T, decltype(h)>{h, s.as<T>(), z.as<T>(), dz.as<T>(), ds.as<T>(), accumulate});
+    });
   });
 }
 
 template <class L>
-void KernelQueue<L>::bias_forward(const DeviceOp& op, Index rows, Index cols, const float* bias,
-                                  float* s) {
-  visit_op(op.id < 0 ? 0 : op.id, op.p, [&](auto h) {  // op 0 is the identity
-    launch_.each("bias", rows * cols, BiasForward<decltype(h)>{h, {cols}, bias, s});
+void KernelQueue<L>::bias_forward(const DeviceOp& op, Index rows, Index cols, DeviceIn bias,
+                                  DeviceOut s) {
+  visit_type(s.type, [&]<class T>() {
+    visit_op(op.id < 0 ? 0 : op.id, op.p, [&](auto h) {  // op 0 is the identity
+      launch_.each("bias", rows * cols,
+                   BiasForward<T, decltype(h)>{h, {cols}, bias.as<T>(), s.as<T>()});
+    });
   });
 }
 
 template <class L>
-void KernelQueue<L>::binary(DeviceBinary kind, Index n, const float* a, const float* b, float* z) {
-  launch_.each("binary", n, Binary{kind, a, b, z});
+void KernelQueue<L>::binary(DeviceBinary kind, Index n, DeviceIn a, DeviceIn b, DeviceOut z) {
+  visit_type(z.type, [&]<class T>() {
+    launch_.each("binary", n, Binary<T>{kind, a.as<T>(), b.as<T>(), z.as<T>()});
+  });
 }
 
 template <class L>
-void KernelQueue<L>::binary_backward(DeviceBinary kind, bool first, Index n, const float* a,
-                                     const float* b, const float* dz, float* to, bool accumulate) {
-  launch_.each("binary_backward", n, BinaryBackward{kind, first, a, b, dz, to, accumulate});
+void KernelQueue<L>::binary_backward(DeviceBinary kind, bool first, Index n, DeviceIn a, DeviceIn b,
+                                     DeviceIn dz, DeviceOut to, bool accumulate) {
+  visit_type(to.type, [&]<class T>() {
+    launch_.each(
+        "binary_backward", n,
+        BinaryBackward<T>{kind, first, a.as<T>(), b.as<T>(), dz.as<T>(), to.as<T>(), accumulate});
+  });
 }
 
 template <class L> void KernelQueue<L>::columns(const DeviceColumns& c) {
-  launch_.each("columns", c.rows * c.cols, Columns{c});
+  visit_type(c.to.type,
+             [&]<class T>() { launch_.each("columns", c.rows * c.cols, Columns<T>{c}); });
 }
 
 template <class L>
-void KernelQueue<L>::softmax(Index rows, Index d, const float* s, float* z, bool log) {
-  launch_.each("softmax", rows, Softmax{d, s, z, log});
+void KernelQueue<L>::softmax(Index rows, Index d, DeviceIn s, DeviceOut z, bool log) {
+  visit_type(z.type, [&]<class T>() {
+    launch_.each("softmax", rows, Softmax<T>{d, s.as<T>(), z.as<T>(), log});
+  });
 }
 
 template <class L>
-void KernelQueue<L>::softmax_backward(Index rows, Index d, const float* z, const float* dz,
-                                      float* ds, bool log, bool accumulate) {
-  launch_.each("softmax_backward", rows, SoftmaxBackward{d, z, dz, ds, log, accumulate});
+void KernelQueue<L>::softmax_backward(Index rows, Index d, DeviceIn z, DeviceIn dz, DeviceOut ds,
+                                      bool log, bool accumulate) {
+  visit_type(ds.type, [&]<class T>() {
+    launch_.each("softmax_backward", rows,
+                 SoftmaxBackward<T>{d, z.as<T>(), dz.as<T>(), ds.as<T>(), log, accumulate});
+  });
 }
 
 template <class L> void KernelQueue<L>::dropout(const DeviceDropout& d) {
-  launch_.each("dropout", d.rows * d.d, Dropout{d});
+  visit_type(d.z.type, [&]<class T>() { launch_.each("dropout", d.rows * d.d, Dropout<T>{d}); });
 }
 
 template <class L>
-void KernelQueue<L>::column_sums(Index rows, Index d, const float* x, float* out, bool accumulate) {
+void KernelQueue<L>::column_sums(Index rows, Index d, DeviceIn x, float* out, bool accumulate) {
   constexpr Index kRows = 32, kMost = 64;  // rows per chunk at least, chunks at most
   Index chunks = (rows + kRows - 1) / kRows;
   if (chunks > kMost) chunks = kMost;
   if (chunks > kScratch / d) chunks = kScratch / d;
-  if (chunks <= 1) {
-    launch_.each("column_sums", d, ColumnSums{rows, d, 1, x, out, accumulate});
-    return;
-  }
-  launch_.each("column_sums", chunks * d, ColumnSums{rows, d, chunks, x, scratch_, false});
-  launch_.each("column_sums", d, ColumnSums{chunks, d, 1, scratch_, out, accumulate});
+  const bool one = chunks <= 1;
+  visit_type(x.type, [&]<class T>() {
+    launch_.each("column_sums", (one ? 1 : chunks) * d,
+                 ColumnSums<T>{rows, d, one ? 1 : chunks, x.as<T>(), one ? out : scratch_,
+                               one && accumulate});
+  });
+  if (!one)
+    launch_.each("column_sums", d, ColumnSums<float>{chunks, d, 1, scratch_, out, accumulate});
+}
+
+template <class L> void KernelQueue<L>::convert(Index n, DeviceIn from, DeviceOut to) {
+  if (from.type == DeviceType::Float32)
+    visit_type(to.type, [&]<class T>() {
+      launch_.each("convert", n, Convert<float, T>{from.as<float>(), to.as<T>()});
+    });
+  else
+    visit_type(from.type, [&]<class T>() {
+      launch_.each("convert", n, Convert<T, float>{from.as<T>(), to.as<float>()});
+    });
 }
 
 template <class L> void KernelQueue<L>::sparse(const DeviceSparse& s) {
-  launch_.each("sparse", s.rows * s.units, Sparse{s});
+  visit_type(s.y.type, [&]<class T>() { launch_.each("sparse", s.rows * s.units, Sparse<T>{s}); });
 }
 
 template <class L> void KernelQueue<L>::sparse_gradient(const DeviceSparseGradient& s) {
-  launch_.each("sparse_gradient", s.edges, SparseGradient{s});
+  visit_type(s.x.type,
+             [&]<class T>() { launch_.each("sparse_gradient", s.edges, SparseGradient<T>{s}); });
 }
 
 template <class L>
@@ -116,17 +151,24 @@ void KernelQueue<L>::close_loss(DeviceStep* at, Index count, const float* loss, 
               CloseLoss{at, results, allow_non_finite});
 }
 
+template <class L>
+void KernelQueue<L>::find_overflow(DeviceStep* at, Index n, const float* g,
+                                   const std::uint8_t* what) {
+  launch_.each("find_overflow", n, FindOverflow{at, g, what});
+}
+
 template <class L> void KernelQueue<L>::update(const DeviceUpdate& u) {
   if (u.clip_norm > 0)
-    launch_.sum("gradient_norm", u.n, SquaredGradient{u.g, u.what, u.clip_value},
+    launch_.sum("gradient_norm", u.n, SquaredGradient{u.g, u.what, u.at, u.clip_value},
                 ClipFactor{u.clip_norm, factor_});
   visit_entry(UpdateRules{}, u.rule, [&]<class Rule>() {
     launch_.each(Rule::info.name, u.n, Update<Rule>{u, u.clip_norm > 0 ? factor_ : nullptr});
   });
 }
 
-template <class L> void KernelQueue<L>::close_step(DeviceStep* at, Index count) {
-  launch_.each("close_step", 1, CloseStep{at, count});
+template <class L>
+void KernelQueue<L>::close_step(DeviceStep* at, Index count, bool allow_non_finite) {
+  launch_.each("close_step", 1, CloseStep{at, count, allow_non_finite});
 }
 
 }  // namespace gradstack::device

@@ -6,13 +6,15 @@
 //   launch.sum(name, n, value, finish)   finish(sum of value(i)), summed in an order that depends
 //                                        on n alone
 //
-// Nothing here uses atomics: a value has one writer, and sums have one order.
+// Nothing here uses atomics: a value has one writer, and sums have one order. T is how activations
+// are stored (half.hpp); arithmetic is float32.
 #pragma once
 
 #include "gradstack/costs.hpp"
 #include "gradstack/device.hpp"
 #include "gradstack/ops.hpp"
 #include "gradstack/random.hpp"
+#include "half.hpp"
 
 namespace gradstack::device {
 
@@ -26,165 +28,192 @@ struct Split {
   }
 };
 
-GS_HD GS_INLINE void put(float* to, float value, bool accumulate) {
-  *to = accumulate ? *to + value : value;
+template <class T> GS_HD GS_INLINE void put(T* to, float value, bool accumulate) {
+  store(to, accumulate ? load(*to) + value : value);
 }
 
-template <class Op> struct Forward {
-  Op op;
-  const float* s;
-  float* z;
-  GS_HD void operator()(Index i) const { z[i] = op.h(s[i]); }
+// In place of a type that the kernel knows, for kernels that write one value in several types.
+GS_HD GS_INLINE void store_at(const DeviceOut& to, Index i, float value) {
+  switch (to.type) {
+    case DeviceType::BFloat16:
+      return store(to.as<BFloat16>() + i, value);
+    case DeviceType::Float16:
+      return store(to.as<Float16>() + i, value);
+    default:
+      return store(to.as<float>() + i, value);
+  }
+}
+
+template <class From, class To> struct Convert {
+  const From* from;
+  To* to;
+  GS_HD void operator()(Index i) const { store(to + i, load(from[i])); }
 };
 
-template <class Op> struct BiasForward {
+template <class T, class Op> struct Forward {
+  Op op;
+  const T* s;
+  T* z;
+  GS_HD void operator()(Index i) const { store(z + i, op.h(load(s[i]))); }
+};
+
+template <class T, class Op> struct BiasForward {
   Op op;
   Split at;
-  const float* bias;  // null: none
-  float* s;
+  const T* bias;  // null: none
+  T* s;
   GS_HD void operator()(Index i) const {
-    s[i] = op.h(s[i] + (bias ? bias[i - at.row(i) * at.cols] : 0.0F));
+    const float b = bias ? load(bias[i - at.row(i) * at.cols]) : 0.0F;
+    store(s + i, op.h(load(s[i]) + b));
   }
 };
 
-template <class Op> struct Backward {
+template <class T, class Op> struct Backward {
   Op op;
-  const float *s, *z, *dz;
-  float* ds;
+  const T *s, *z, *dz;
+  T* ds;
   bool accumulate;
   GS_HD void operator()(Index i) const {
     float slope = 0;
     if constexpr (Op::has_d1_from_z) {
-      slope = s ? op.d1(s[i]) : op.d1_from_z(z[i]);
+      slope = s ? op.d1(load(s[i])) : op.d1_from_z(load(z[i]));
     } else {
-      slope = op.d1(s[i]);
+      slope = op.d1(load(s[i]));
     }
-    put(ds + i, dz[i] * slope, accumulate);
+    put(ds + i, load(dz[i]) * slope, accumulate);
   }
 };
 
-struct Binary {
+template <class T> struct Binary {
   DeviceBinary kind;
-  const float *a, *b;
-  float* z;
+  const T *a, *b;
+  T* z;
   GS_HD void operator()(Index i) const {
+    const float x = load(a[i]), y = load(b[i]);
     switch (kind) {
       case DeviceBinary::Add:
-        z[i] = a[i] + b[i];
-        break;
+        return store(z + i, x + y);
       case DeviceBinary::Sub:
-        z[i] = a[i] - b[i];
-        break;
+        return store(z + i, x - y);
       case DeviceBinary::Mul:
-        z[i] = a[i] * b[i];
-        break;
+        return store(z + i, x * y);
       default:
-        z[i] = a[i] / b[i];
+        return store(z + i, x / y);
     }
   }
 };
 
-struct BinaryBackward {
+template <class T> struct BinaryBackward {
   DeviceBinary kind;
   bool first;
-  const float *a, *b, *dz;
-  float* to;
+  const T *a, *b, *dz;
+  T* to;
   bool accumulate;
   GS_HD void operator()(Index i) const {
-    float d = dz[i];
+    float d = load(dz[i]);
     if (kind == DeviceBinary::Sub && !first) d = -d;
-    if (kind == DeviceBinary::Mul) d *= first ? b[i] : a[i];
-    if (kind == DeviceBinary::Div) d = first ? d / b[i] : -(d / b[i]) * (a[i] / b[i]);
+    if (kind == DeviceBinary::Mul) d *= load(first ? b[i] : a[i]);
+    if (kind == DeviceBinary::Div) {
+      d /= load(b[i]);
+      if (!first) d = -d * (load(a[i]) / load(b[i]));
+    }
     put(to + i, d, accumulate);
   }
 };
 
-struct Columns {
+template <class T> struct Columns {
   DeviceColumns c;
   GS_HD void operator()(Index i) const {
     const Index row = Split{c.cols}.row(i), col = i - row * c.cols;
-    put(c.to + row * c.ld_to + col, c.from[row * c.ld_from + col], c.accumulate);
+    put(c.to.as<T>() + row * c.ld_to + col, load(c.from.as<T>()[row * c.ld_from + col]),
+        c.accumulate);
   }
 };
 
 // One thread a row: rows are short, or there are many of them.
-struct Softmax {
+template <class T> struct Softmax {
   Index d;
-  const float* s;
-  float* z;
+  const T* s;
+  T* z;
   bool log;
   GS_HD void operator()(Index row) const {
-    const float* from = s + row * d;
-    float* to = z + row * d;
-    float peak = from[0];
-    for (Index j = 1; j < d; ++j) peak = math::maximum(from[j], peak);
+    const T* from = s + row * d;
+    T* to = z + row * d;
+    float peak = load(from[0]);
+    for (Index j = 1; j < d; ++j) peak = math::maximum(load(from[j]), peak);
     float sum = 0;
-    for (Index j = 0; j < d; ++j) sum += math::exp(from[j] - peak);
+    for (Index j = 0; j < d; ++j) sum += math::exp(load(from[j]) - peak);
     const float log_sum = math::log(sum);
-    for (Index j = 0; j < d; ++j)
-      to[j] = log ? from[j] - peak - log_sum : math::exp(from[j] - peak) / sum;
+    for (Index j = 0; j < d; ++j) {
+      const float x = load(from[j]) - peak;
+      store(to + j, log ? x - log_sum : math::exp(x) / sum);
+    }
   }
 };
 
-struct SoftmaxBackward {
+template <class T> struct SoftmaxBackward {
   Index d;
-  const float *z, *dz;
-  float* ds;
+  const T *z, *dz;
+  T* ds;
   bool log, accumulate;
   GS_HD void operator()(Index row) const {
     const Index at = row * d;
     float sum = 0;
-    for (Index j = at; j < at + d; ++j) sum += log ? dz[j] : z[j] * dz[j];
-    for (Index j = at; j < at + d; ++j)
-      put(ds + j, log ? dz[j] - math::exp(z[j]) * sum : z[j] * (dz[j] - sum), accumulate);
+    for (Index j = at; j < at + d; ++j) sum += log ? load(dz[j]) : load(z[j]) * load(dz[j]);
+    for (Index j = at; j < at + d; ++j) {
+      const float y = load(z[j]), dy = load(dz[j]);
+      put(ds + j, log ? dy - math::exp(y) * sum : y * (dy - sum), accumulate);
+    }
   }
 };
 
-struct Dropout {
+template <class T> struct Dropout {
   DeviceDropout p;
   GS_HD void operator()(Index i) const {
     const Index row = Split{p.d}.row(i), col = i - row * p.d;
     const std::uint64_t key = sample_key(p.seed, p.stream, static_cast<std::uint64_t>(p.at->step),
                                          p.first_sample + static_cast<std::uint64_t>(row));
     const bool keep = uniform_bits(key, static_cast<std::uint32_t>(col)) >= p.threshold;
-    put(p.z + i, keep ? p.s[i] * p.scale : 0.0F, p.accumulate);
+    put(p.z.as<T>() + i, keep ? load(p.s.as<T>()[i]) * p.scale : 0.0F, p.accumulate);
   }
 };
 
 // parts[chunk][j]: the sum over the chunk's rows. With one chunk `parts` is the result.
-struct ColumnSums {
+template <class T> struct ColumnSums {
   Index rows, d, chunks;
-  const float* x;
+  const T* x;
   float* parts;
   bool accumulate;
   GS_HD void operator()(Index i) const {
     const Index chunk = Split{d}.row(i), j = i - chunk * d;
     const Index end = (chunk + 1) * rows / chunks;
     float sum = 0;
-    for (Index row = chunk * rows / chunks; row < end; ++row) sum += x[row * d + j];
+    for (Index row = chunk * rows / chunks; row < end; ++row) sum += load(x[row * d + j]);
     put(parts + i, sum, accumulate);
   }
 };
 
-struct Sparse {
+template <class T> struct Sparse {
   DeviceSparse p;
   GS_HD void operator()(Index i) const {
     const Index row = Split{p.units}.row(i), unit = i - row * p.units;
-    float sum = p.accumulate ? p.y[i] : p.bias ? p.bias[unit] : 0.0F;
+    const T* x = p.x.as<T>() + row * p.other;
+    T* y = p.y.as<T>() + i;
+    float sum = p.accumulate ? load(*y) : p.bias ? p.bias[unit] : 0.0F;
     for (Index t = p.begin[unit]; t < p.begin[unit + 1]; ++t)
-      sum = math::fma(p.w[p.edge[t]], p.x[row * p.other + p.end_unit[t]], sum);
-    p.y[i] = sum;
+      sum = math::fma(p.w[p.edge[t]], load(x[p.end_unit[t]]), sum);
+    store(y, sum);
   }
 };
 
-struct SparseGradient {
+template <class T> struct SparseGradient {
   DeviceSparseGradient p;
   GS_HD void operator()(Index e) const {
-    const float* dy = p.dy + p.ends[2 * e];
-    const float* x = p.x + p.ends[2 * e + 1];
+    const T* dy = p.dy.as<T>() + p.ends[2 * e];
+    const T* x = p.x.as<T>() + p.ends[2 * e + 1];
     float sum = 0;
     for (Index row = 0; row < p.rows; ++row)
-      sum = math::fma(dy[row * p.d_out], x[row * p.d_in], sum);
+      sum = math::fma(load(dy[row * p.d_out]), load(x[row * p.d_in]), sum);
     put(p.dw + e, sum, p.accumulate);
   }
 };
@@ -231,7 +260,7 @@ struct Gather {
     if (g.labels_from)
       g.labels_to[k] = g.labels_from[row];
     else
-      g.to[i] = g.from[row * g.cols + col];
+      store_at(g.to, i, g.from[row * g.cols + col]);
   }
 };
 
@@ -257,8 +286,8 @@ struct OpenStep {
 template <class C> struct CostOf {
   DeviceCost c;
   GS_HD void operator()(Index i) const {
-    const float scale =
-        static_cast<float>((c.weight ? static_cast<double>(c.weight[i]) : 1.0) * c.at->scale);
+    const float scale = static_cast<float>((c.weight ? static_cast<double>(c.weight[i]) : 1.0) *
+                                           c.at->scale * c.at->loss.scale);
     CostArgs<float> args;
     args.d = c.d;
     args.dy = c.dy;
@@ -303,10 +332,21 @@ GS_HD GS_INLINE float clipped(float g, float limit) {
 struct SquaredGradient {
   const float* g;
   const std::uint8_t* what;
+  const DeviceStep* at;
   float limit;
   GS_HD double operator()(Index i) const {
-    const double x = what[i] ? static_cast<double>(clipped(g[i], limit)) : 0.0;
-    return x * x;
+    const float own = what[i] ? clipped(g[i] * at->loss.inverse, limit) : 0.0F;
+    return static_cast<double>(own) * static_cast<double>(own);
+  }
+};
+
+// All threads that find one write the same.
+struct FindOverflow {
+  DeviceStep* at;
+  const float* g;
+  const std::uint8_t* what;
+  GS_HD void operator()(Index i) const {
+    if (what[i] && !(math::abs(g[i]) <= 3.4028235e38F)) at->loss.overflow = 1;
   }
 };
 
@@ -325,17 +365,20 @@ template <class Rule> struct Update {
   const double* factor;  // null: 1
   GS_HD void operator()(Index i) const {
     const std::uint8_t what = u.what[i];
-    if (!what || u.at->failed) return;
-    const DeviceConstants& c = u.constants[u.at->index];
+    if (!what || u.at->failed || u.at->loss.overflow) return;
+    const DeviceConstants& c = u.constants[u.at->updates];
     const Rule rule((what & kDecays) ? c.with_decay : c.without_decay);
-    float g = clipped(u.g[i], u.clip_value);
+    float g = clipped(u.g[i] * u.at->loss.inverse, u.clip_value);
     if (factor) g *= static_cast<float>(*factor);
     float w = u.w[i];
     float state[kMaxState] = {};
     for (int k = 0; k < Rule::info.n_state; ++k)
       if (u.state[k]) state[k] = u.state[k][i];
     rule(w, g, state);
-    if (what & kMoves) u.w[i] = w;
+    if (what & kMoves) {
+      u.w[i] = w;
+      if (u.copy.data) store_at(u.copy, i, w);
+    }
     for (int k = 0; k < Rule::info.n_state; ++k)
       if (u.state[k]) u.state[k][i] = state[k];
   }
@@ -344,8 +387,27 @@ template <class Rule> struct Update {
 struct CloseStep {
   DeviceStep* at;
   Index count;
+  bool allow_non_finite;
   GS_HD void operator()(Index) const {
     if (at->failed) return;
+    DeviceLossScale& loss = at->loss;
+    if (loss.overflow) {
+      if (loss.scale > kLeastLossScale)
+        loss.scale /= 2;
+      else if (!allow_non_finite) {
+        at->failed = 1;
+        return;
+      }
+      loss.good = 0;
+    } else {
+      ++at->updates;
+      if (loss.adapts && ++loss.good == kLossScaleSteps) {
+        if (loss.scale < kMostLossScale) loss.scale *= 2;
+        loss.good = 0;
+      }
+    }
+    loss.inverse = static_cast<float>(1 / loss.scale);
+    loss.overflow = 0;
     ++at->step;
     ++at->index;
     at->first += count;
@@ -365,18 +427,19 @@ void visit_entry(List<First, Rest...>, int id, F&& f) {
 // DeviceQueue's kernels by way of `Launch`; memory and matrix products are the derived class's.
 template <class Launch> class KernelQueue : public DeviceQueue {
  public:
-  void forward(const DeviceOp& op, Index n, const float* s, float* z) override;
-  void backward(const DeviceOp& op, Index n, const float* s, const float* z, const float* dz,
-                float* ds, bool accumulate) override;
-  void binary(DeviceBinary kind, Index n, const float* a, const float* b, float* z) override;
-  void binary_backward(DeviceBinary kind, bool first, Index n, const float* a, const float* b,
-                       const float* dz, float* to, bool accumulate) override;
+  void forward(const DeviceOp& op, Index n, DeviceIn s, DeviceOut z) override;
+  void backward(const DeviceOp& op, Index n, DeviceIn s, DeviceIn z, DeviceIn dz, DeviceOut ds,
+                bool accumulate) override;
+  void binary(DeviceBinary kind, Index n, DeviceIn a, DeviceIn b, DeviceOut z) override;
+  void binary_backward(DeviceBinary kind, bool first, Index n, DeviceIn a, DeviceIn b, DeviceIn dz,
+                       DeviceOut to, bool accumulate) override;
   void columns(const DeviceColumns& c) override;
-  void softmax(Index rows, Index d, const float* s, float* z, bool log) override;
-  void softmax_backward(Index rows, Index d, const float* z, const float* dz, float* ds, bool log,
+  void softmax(Index rows, Index d, DeviceIn s, DeviceOut z, bool log) override;
+  void softmax_backward(Index rows, Index d, DeviceIn z, DeviceIn dz, DeviceOut ds, bool log,
                         bool accumulate) override;
   void dropout(const DeviceDropout& d) override;
-  void column_sums(Index rows, Index d, const float* x, float* out, bool accumulate) override;
+  void column_sums(Index rows, Index d, DeviceIn x, float* out, bool accumulate) override;
+  void convert(Index n, DeviceIn from, DeviceOut to) override;
   void sparse(const DeviceSparse& s) override;
   void sparse_gradient(const DeviceSparseGradient& s) override;
   void nearest(Index rows, Index prototypes, Index d, const float* w, const float* x, float* index,
@@ -389,12 +452,13 @@ template <class Launch> class KernelQueue : public DeviceQueue {
   void cost(const DeviceCost& c) override;
   void close_loss(DeviceStep* at, Index count, const float* loss, const float* weight,
                   double* results, bool allow_non_finite) override;
+  void find_overflow(DeviceStep* at, Index n, const float* g, const std::uint8_t* what) override;
   void update(const DeviceUpdate& u) override;
-  void close_step(DeviceStep* at, Index count) override;
+  void close_step(DeviceStep* at, Index count, bool allow_non_finite) override;
 
  protected:
   // In place s = h(s + bias), for products whose library call took neither.
-  void bias_forward(const DeviceOp& op, Index rows, Index cols, const float* bias, float* s);
+  void bias_forward(const DeviceOp& op, Index rows, Index cols, DeviceIn bias, DeviceOut s);
 
   // Partial sums of columns, and the clip factor behind them.
   static constexpr Index kScratch = Index{1} << 20;  // floats

@@ -42,8 +42,9 @@ class Checkpoint:
 
     Notes
     -----
-    The file belongs to one run: same graph, dtype, cost, optimiser arguments, batch size, seed,
-    shuffling and data. `epochs` may grow from one call to the next; a finished run returns at once.
+    The file belongs to one run: same graph, dtype, precision, cost, optimiser arguments, batch
+    size, seed, shuffling and data. `epochs` may grow from one call to the next; a finished run
+    returns at once.
     The state of callbacks is not saved.
     """
 
@@ -161,6 +162,7 @@ def _parse(path: str, metadata: dict[str, str]) -> dict[str, Any]:
 
 
 def _compare(path: str, there: dict[str, str], here: dict[str, str]) -> None:
+    there = {"precision": "float32", **there}  # what files that do not say were written with
     different = [key for key in here if there.get(key) != here[key]]
     if not different:
         return
@@ -181,6 +183,7 @@ def fingerprint(
     return {
         "graph": _digest_graph(net, compiled),
         "dtype": str(net.w.dtype),
+        "precision": options.precision,
         "cost": _text(cost.config()),
         "optimizer": _text(optimizer.config()),
         "batch_size": str(options.batch_size or None),

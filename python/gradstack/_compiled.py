@@ -52,7 +52,7 @@ class Compiled:
         self.signature = signature(root)
         self.clock = clock.now
         self._programs: dict[np.dtype[Any], Any] = {}
-        self._device_programs: dict[str, Any] = {}
+        self._device_programs: dict[tuple[str, str], Any] = {}
 
     def program(self, dtype: np.dtype[Any]) -> Any:
         """The program that runs the graph in `dtype`."""
@@ -62,17 +62,20 @@ class Compiled:
         return program
 
 
-def program_on(compiled: Compiled, dtype: np.dtype[Any], device: str, owner: str) -> Any:
+def program_on(
+    compiled: Compiled, dtype: np.dtype[Any], device: str, owner: str, precision: str = "float32"
+) -> Any:
     """The program that runs a graph on a device."""
     if device == "cpu":
         return compiled.program(dtype)
     from gradstack._device import open_device, require_float32
 
     require_float32(device, dtype, owner)
-    program = compiled._device_programs.get(device)
+    key = device, precision
+    program = compiled._device_programs.get(key)
     if program is None:
-        program = _core.device.DeviceProgram(compiled.graph, open_device(device))
-        compiled._device_programs[device] = program
+        program = _core.device.DeviceProgram(compiled.graph, open_device(device), precision)
+        compiled._device_programs[key] = program
     return program
 
 
@@ -80,7 +83,8 @@ def program_for(net: Module, inputs: Inputs) -> Any:
     """The program of a call, on the device that the net is on."""
     if net._device == "cpu":
         return inputs.program
-    return program_on(inputs.compiled, inputs.dtype, net._device, type(net).__name__)
+    owner = type(net).__name__
+    return program_on(inputs.compiled, inputs.dtype, net._device, owner, net._precision)
 
 
 def signature(root: Module) -> Signature:

@@ -241,6 +241,10 @@ class _Trainer(Protocol):
     def steps_per_epoch(self) -> int: ...
     @property
     def last_loss(self) -> float: ...
+    # Of devices: loss scale and good steps since it changed; updates until the end of each epoch.
+    loss_scaling: tuple[float, int]
+    @property
+    def updates(self) -> list[int]: ...
 
 class Connectivity:
     def __init__(
@@ -317,12 +321,18 @@ class _Typed:
 class _OpenDevice(Protocol):
     @property
     def name(self) -> str: ...
+    def to_half(self, values: _Array, precision: str) -> npt.NDArray[np.uint16]: ...
+    def from_half(
+        self, bits: npt.NDArray[np.uint16], precision: str
+    ) -> npt.NDArray[np.float32]: ...
 
 class _Device:
     """Devices with memory of their own; float32."""
 
     def Device(self, capsule: Any) -> _OpenDevice: ...
-    def DeviceProgram(self, graph: Graph, device: _OpenDevice) -> _Program: ...
+    def DeviceProgram(
+        self, graph: Graph, device: _OpenDevice, precision: str = ...
+    ) -> _Program: ...
     def DeviceTrainer(
         self,
         graph: Graph,
@@ -331,6 +341,7 @@ class _Device:
         device: _OpenDevice,
         *,
         frozen: Sequence[str] = ...,
+        precision: str = ...,
     ) -> _Trainer: ...
     def evaluate(
         self,

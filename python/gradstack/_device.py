@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _FLOAT32 = np.dtype(np.float32)
+_PRECISIONS = ("float32", "tf32", "bf16", "fp16")
 _opened: dict[int, Any] = {}
 
 
@@ -88,6 +89,27 @@ def open_device(device: str) -> Any:
             )
         _opened[index] = _core.device.Device(cuda.open(index))
     return _opened[index]
+
+
+def check_precision(precision: Any, device: str) -> str:
+    """A precision that the device offers.
+
+    Raises
+    ------
+    ValueError
+        `precision` is none of "float32", "tf32", "bf16" and "fp16", or it is not "float32" and the
+        device is the CPU.
+    """
+    if not isinstance(precision, str) or precision not in _PRECISIONS:
+        raise ValueError(
+            f"precision must be 'float32', 'tf32', 'bf16' or 'fp16', got {precision!r}"
+        )
+    if device_index(device) is None and precision != "float32":
+        raise ValueError(
+            f"precision {precision!r} is for device='cuda'; the CPU computes in the net's dtype "
+            "(precision='float32')"
+        )
+    return precision
 
 
 def require_float32(device: str, dtype: np.dtype[Any], owner: str) -> None:

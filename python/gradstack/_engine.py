@@ -37,6 +37,7 @@ class Options(NamedTuple):
     threads: int  # 0: automatic
     allow_non_finite: bool
     device: str = "cpu"
+    precision: str = "float32"
 
 
 class Epoch(NamedTuple):
@@ -107,7 +108,12 @@ def make_engine(
 
 
 def core_trainer(
-    net: Module, compiled: Compiled, cost: Cost, optimizer: RuleOptimizer, device: str
+    net: Module,
+    compiled: Compiled,
+    cost: Cost,
+    optimizer: RuleOptimizer,
+    device: str,
+    precision: str,
 ) -> Any:
     """The core's trainer of a net on a device."""
     dtype = net.w.dtype
@@ -119,7 +125,12 @@ def core_trainer(
     require_float32(device, dtype, type(net).__name__)
     opened = open_device(device)
     return _core.device.DeviceTrainer(
-        compiled.graph, cost._core_cost(dtype), optimizer.core_optimizer(net), opened, frozen=frozen
+        compiled.graph,
+        cost._core_cost(dtype),
+        optimizer.core_optimizer(net),
+        opened,
+        frozen=frozen,
+        precision=precision,
     )
 
 
@@ -147,7 +158,9 @@ class CoreEngine:
     def _open(self, compiled: Compiled) -> None:
         net, options = self._net, self._options
         w = net.w
-        self._trainer = core_trainer(net, compiled, self._cost, self._optimizer, options.device)
+        self._trainer = core_trainer(
+            net, compiled, self._cost, self._optimizer, options.device, options.precision
+        )
         self._trainer.begin(
             w,
             self._data.xs,
@@ -182,10 +195,10 @@ class CoreEngine:
         first = self.steps_per_epoch - self.step_in_epoch - 1  # last step of the current epoch
         lrs = self._optimizer.lrs(self._optimizer.t, steps)
         losses = self._trainer.run(lrs)
-        return [
-            Epoch(loss, float(lrs[first + i * self.steps_per_epoch]))
-            for i, loss in enumerate(losses)
-        ]
+        last = [first + i * self.steps_per_epoch for i in range(len(losses))]
+        if self._options.precision == "fp16":  # skipped steps take no learning rate
+            last = [max(n - 1, 0) for n in self._trainer.updates]
+        return [Epoch(loss, float(lrs[i])) for i, loss in zip(last, losses, strict=True)]
 
     def refresh(self) -> None:
         if self._clock == clock.now:

@@ -11,7 +11,7 @@ from gradstack._callbacks import Callbacks, EarlyStopping, FitState, StopWatch
 from gradstack._checkpoint import Checkpoint, Keeper, fingerprint
 from gradstack._compiled import compiled_for, core_for, program_on
 from gradstack._data import Data, read_data, settle_shapes, training_graph
-from gradstack._device import open_device
+from gradstack._device import check_precision, open_device
 from gradstack._engine import Engine, Epoch, Options, make_engine
 from gradstack._history import History
 from gradstack._progress import Progress, make_progress
@@ -48,6 +48,7 @@ def fit(
     progress: bool = False,
     num_threads: int | None = None,
     device: str = "cpu",
+    precision: str = "float32",
     errors: str = "raise",
 ) -> History:
     """Train a net.
@@ -90,6 +91,12 @@ def fit(
         "cpu", or "cuda" ("cuda:N") to train on a GPU: the data set is copied there as a whole, the
         samples come in the same order and dropout has the same masks as on the CPU, so results
         agree to float32's rounding.
+    precision : str
+        Of a GPU. "float32": exact. "tf32": matrix products round their operands to 10 bits of
+        mantissa. "bf16", "fp16": activations and their gradients are stored in that type, products
+        take them and a copy of the weights in it; sums, costs, ``net.w``, its gradient and the
+        optimiser stay float32. "fp16" scales the loss: a step whose gradient overflows is skipped
+        and does not count for the optimiser. Validation is computed in the same precision.
     errors : str
         "raise": stop when a loss is NaN or infinite; "ignore": carry on.
 
@@ -125,6 +132,7 @@ def fit(
     if isinstance(optimizer, type) or not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be an instance such as optim.Adam(), got {optimizer!r}")
     epochs = as_count(epochs, "epochs", low=0)
+    check_precision(precision, device)
     open_device(device)
     if errors not in ("raise", "ignore"):
         raise ValueError(f"errors must be 'raise' or 'ignore', got {errors!r}")
@@ -135,6 +143,7 @@ def fit(
         threads=0 if num_threads is None else as_count(num_threads, "num_threads"),
         allow_non_finite=errors == "ignore",
         device=device,
+        precision=precision,
     )
     if early_stopping is not None and not isinstance(early_stopping, EarlyStopping):
         raise TypeError(f"early_stopping must be a gs.EarlyStopping, got {early_stopping!r}")
@@ -308,7 +317,7 @@ class _Loop:
         # Without dropout, whatever the mode of the net.
         device = self.options.device
         compiled = compiled_for(net, self._shapes())
-        program = program_on(compiled, w.dtype, device, type(net).__name__)
+        program = program_on(compiled, w.dtype, device, type(net).__name__, self.options.precision)
         core = core_for(w.dtype) if device == "cpu" else _core.device
         loss = core.evaluate(
             program,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gradstack._arrays import as_count
 from gradstack._compiled import read, split_inputs
 from gradstack._data import training_graph
-from gradstack._device import open_device
+from gradstack._device import check_precision, open_device
 from gradstack._engine import core_trainer
 from gradstack._flat import clock
 from gradstack._problem import BatchProblem
@@ -38,6 +38,13 @@ class Trainer:
     device : str
         "cpu", or "cuda" ("cuda:N"): every step copies the batch, ``net.w`` and the optimiser's
         state to the GPU and back; `gradstack.fit` copies them once an epoch.
+    precision : str
+        Of a GPU: "float32", "tf32", "bf16" or "fp16", as in `gradstack.fit`.
+
+    Attributes
+    ----------
+    precision : str
+    loss_scale : float or None
 
     Examples
     --------
@@ -60,7 +67,9 @@ class Trainer:
         num_threads: int | None = None,
         seed: int = 0,
         device: str = "cpu",
+        precision: str = "float32",
     ) -> None:
+        self.precision = check_precision(precision, device)
         open_device(device)
         self.net = require_net(net)
         self.cost = require_cost(cost)
@@ -83,6 +92,17 @@ class Trainer:
         self._built = -1  # when the core trainer was made
         self._state: Any = None  # of the optimiser, as the core trainer knows it
         self._short: Any = None  # takes batches like those before without reading them
+
+    @property
+    def loss_scale(self) -> float | None:
+        """What fp16 multiplies the loss with; None before the first step, and if not fp16.
+
+        It starts at 2^16. A step whose gradient overflows halves it, changes nothing else and does
+        not count as a step of the optimiser; 2000 good steps double it.
+        """
+        if self.precision != "fp16" or self._core is None:
+            return None
+        return float(self._core.loss_scaling[0])
 
     def step(self, x: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Make one step on a batch (or one sample).
@@ -131,7 +151,10 @@ class Trainer:
         assert isinstance(optimizer, RuleOptimizer)
         state = optimizer.core_optimizer(net)
         if (self._compiled, self._built, self._state) != (compiled, clock.now, state):
-            self._core = core_trainer(net, compiled, cost, optimizer, self._device)
+            before = self._core
+            self._core = core_trainer(net, compiled, cost, optimizer, self._device, self.precision)
+            if self.precision == "fp16" and before is not None:
+                self._core.loss_scaling = before.loss_scaling
             self._compiled, self._built, self._state = compiled, clock.now, state
             self._short = None
         loss = self._core.step(w, inputs.xs, target, weight, lr, self._threads, True, self._seed)

@@ -5,7 +5,8 @@
 // Layout: a per-sample variable with d features is (count, d), row-major and without padding, as
 // vendors' matrix products want it. All pointers are device memory unless a name says host. Calls
 // return before the work is done; what a call reads and writes is in order with all other calls.
-// float32 only.
+// Arithmetic is float32; DeviceIn and DeviceOut may be stored in half (device_types.hpp), all those
+// of one call in the same type unless it says otherwise.
 #pragma once
 
 #include <memory>
@@ -15,6 +16,7 @@
 
 #include "gradstack/config.hpp"
 #include "gradstack/cost_info.hpp"
+#include "gradstack/device_types.hpp"
 #include "gradstack/ops/op.hpp"
 #include "gradstack/updates.hpp"
 
@@ -39,17 +41,19 @@ struct DeviceOp {
 };
 
 // C (m, n) (+)= op(A) (m, k) op(B) (k, n), all row-major; op transposes when ta or tb is set.
+// Products are summed in float32; C may be float32 where A and B are half.
 struct DeviceGemm {
   Index m = 0, n = 0, k = 0;
-  const float* a = nullptr;
+  DeviceIn a;
   bool ta = false;
-  const float* b = nullptr;
+  DeviceIn b;
   bool tb = false;
-  float* c = nullptr;
+  DeviceOut c;
   bool accumulate = false;
-  const float* bias = nullptr;  // (n), added to every row; null: none
-  DeviceOp op;                  // applied to the sum, not with accumulate
-  float* a_sums = nullptr;      // (m), receives the sums of op(A) over k; null: not wanted
+  bool tf32 = false;        // of float32 operands 10 bits of mantissa count
+  DeviceIn bias;            // (n) of C's type, added to every row; null: none
+  DeviceOp op;              // applied to the sum, not with accumulate
+  float* a_sums = nullptr;  // (m), receives the sums of op(A) over k; null: not wanted
 };
 
 enum class DeviceBinary { Add, Sub, Mul, Div };
@@ -57,21 +61,37 @@ enum class DeviceBinary { Add, Sub, Mul, Div };
 // Rows of a matrix inside wider rows.
 struct DeviceColumns {
   Index rows = 0, cols = 0;
-  const float* from = nullptr;
+  DeviceIn from;
   Index ld_from = 0;
-  float* to = nullptr;
+  DeviceOut to;
   Index ld_to = 0;
   bool accumulate = false;
 };
 
+// Loss scaling: gradients are those of `scale` times the loss, so that small ones stay above what
+// half resolves. A step whose gradient overflows is skipped and halves the scale, kLossScaleSteps
+// good steps double it.
+struct DeviceLossScale {
+  double scale = 1;
+  float inverse = 1;
+  std::int32_t adapts = 0;    // 0: the scale stays as it is
+  std::int64_t good = 0;      // steps since the scale changed
+  std::int64_t overflow = 0;  // 1: the gradient of this step is not finite
+};
+inline constexpr double kFirstLossScale = 65536;
+inline constexpr double kLeastLossScale = 1.0 / (1 << 24), kMostLossScale = 1 << 24;
+inline constexpr std::int64_t kLossScaleSteps = 2000;
+
 // Where a run is, kept on the device so that a recorded step can be replayed.
 struct DeviceStep {
-  std::int64_t step = 0;    // of the dropout stream
-  std::int64_t first = 0;   // first sample of the batch in the order of visits
-  std::int64_t index = 0;   // steps made in this run: the row of constants, losses and weights
-  std::int64_t failed = 0;  // 1: a loss was not finite; all later steps change nothing
-  double weight = 0;        // total weight of the batch
-  double scale = 0;         // a sample of weight 1 multiplies its gradient with this
+  std::int64_t step = 0;     // of the dropout stream
+  std::int64_t first = 0;    // first sample of the batch in the order of visits
+  std::int64_t index = 0;    // steps made in this run: the row of losses and weights
+  std::int64_t updates = 0;  // of them not skipped: the row of constants
+  std::int64_t failed = 0;   // 1: a loss was not finite; all later steps change nothing
+  double weight = 0;         // total weight of the batch
+  double scale = 0;          // a sample of weight 1 multiplies its gradient with this
+  DeviceLossScale loss;
 };
 
 struct DeviceDropout {
@@ -81,8 +101,8 @@ struct DeviceDropout {
   std::uint64_t first_sample = 0;
   std::uint32_t threshold = 0;
   float scale = 1;
-  const float* s = nullptr;
-  float* z = nullptr;
+  DeviceIn s;
+  DeviceOut z;
   bool accumulate = false;
 };
 
@@ -94,9 +114,9 @@ struct DeviceSparse {
   const std::int32_t* end_unit = nullptr;
   const std::int32_t* edge = nullptr;
   const float* w = nullptr;
-  const float* x = nullptr;
+  DeviceIn x;
   const float* bias = nullptr;
-  float* y = nullptr;
+  DeviceOut y;
   bool accumulate = false;
 };
 
@@ -104,8 +124,8 @@ struct DeviceSparse {
 struct DeviceSparseGradient {
   Index rows = 0, edges = 0, d_out = 0, d_in = 0;
   const std::int32_t* ends = nullptr;
-  const float* dy = nullptr;
-  const float* x = nullptr;
+  DeviceIn dy;
+  DeviceIn x;
   float* dw = nullptr;
   bool accumulate = false;
 };
@@ -117,12 +137,13 @@ struct DeviceGather {
   const DeviceStep* at = nullptr;
   Index cols = 0;
   const float* from = nullptr;  // (samples, cols), or:
-  float* to = nullptr;
+  DeviceOut to;                 // of any type
   const std::int64_t* labels_from = nullptr;
   std::int64_t* labels_to = nullptr;
 };
 
-// Costs of a batch. loss[i] is the unscaled L; grad is multiplied with weight[i] * at->scale.
+// Costs of a batch. loss[i] is the unscaled L; grad is multiplied with weight[i] * at->scale and
+// the loss scale.
 struct DeviceCost {
   int id = -1;
   double p[kMaxCostParams] = {};
@@ -151,10 +172,11 @@ struct DeviceUpdate {
   const float* g = nullptr;
   float* state[kMaxState] = {};                // null: the rule does not need it
   const std::uint8_t* what = nullptr;          // bits of EntryUpdate
-  const DeviceConstants* constants = nullptr;  // one per step of the run
+  const DeviceConstants* constants = nullptr;  // one per update of the run
   const DeviceStep* at = nullptr;
   float clip_value = 0;  // 0: none
   double clip_norm = 0;
+  DeviceOut copy;  // (n), of any type: receives w as it moves; null: not wanted
 };
 
 // A sequence of calls recorded once to be replayed as a whole.
@@ -188,21 +210,23 @@ class DeviceQueue {
 
   virtual void gemm(const DeviceGemm& g) = 0;
   // z = h(s); s and z may alias.
-  virtual void forward(const DeviceOp& op, Index n, const float* s, float* z) = 0;
+  virtual void forward(const DeviceOp& op, Index n, DeviceIn s, DeviceOut z) = 0;
   // ds (+)= dz h'(s), from z where s is null; ds may alias dz.
-  virtual void backward(const DeviceOp& op, Index n, const float* s, const float* z,
-                        const float* dz, float* ds, bool accumulate) = 0;
-  virtual void binary(DeviceBinary kind, Index n, const float* a, const float* b, float* z) = 0;
+  virtual void backward(const DeviceOp& op, Index n, DeviceIn s, DeviceIn z, DeviceIn dz,
+                        DeviceOut ds, bool accumulate) = 0;
+  virtual void binary(DeviceBinary kind, Index n, DeviceIn a, DeviceIn b, DeviceOut z) = 0;
   // da (+)= dz dz/da for the first operand, or dz dz/db for the second.
-  virtual void binary_backward(DeviceBinary kind, bool first, Index n, const float* a,
-                               const float* b, const float* dz, float* to, bool accumulate) = 0;
+  virtual void binary_backward(DeviceBinary kind, bool first, Index n, DeviceIn a, DeviceIn b,
+                               DeviceIn dz, DeviceOut to, bool accumulate) = 0;
   virtual void columns(const DeviceColumns& c) = 0;
-  virtual void softmax(Index rows, Index d, const float* s, float* z, bool log) = 0;
-  virtual void softmax_backward(Index rows, Index d, const float* z, const float* dz, float* ds,
+  virtual void softmax(Index rows, Index d, DeviceIn s, DeviceOut z, bool log) = 0;
+  virtual void softmax_backward(Index rows, Index d, DeviceIn z, DeviceIn dz, DeviceOut ds,
                                 bool log, bool accumulate) = 0;
   virtual void dropout(const DeviceDropout& d) = 0;
   // out[j] (+)= sum over rows of x[row][j], in an order that depends on shapes alone.
-  virtual void column_sums(Index rows, Index d, const float* x, float* out, bool accumulate) = 0;
+  virtual void column_sums(Index rows, Index d, DeviceIn x, float* out, bool accumulate) = 0;
+  // From one type to another, rounded to nearest; one of the two is Float32.
+  virtual void convert(Index n, DeviceIn from, DeviceOut to) = 0;
   virtual void sparse(const DeviceSparse& s) = 0;
   virtual void sparse_gradient(const DeviceSparseGradient& s) = 0;
   // index[i] = argmin_k ||x_i - w_k||^2, the first of equals; chosen (rows, d): that w_k, or null.
@@ -223,10 +247,13 @@ class DeviceQueue {
   // A loss that is not finite sets at->failed, unless allowed.
   virtual void close_loss(DeviceStep* at, Index count, const float* loss, const float* weight,
                           double* results, bool allow_non_finite) = 0;
-  // Nothing happens once at->failed.
+  // at->loss.overflow: whether an entry of g (n,) that `what` concerns is not finite.
+  virtual void find_overflow(DeviceStep* at, Index n, const float* g, const std::uint8_t* what) = 0;
+  // Nothing happens once at->failed, or at an overflow.
   virtual void update(const DeviceUpdate& u) = 0;
-  // step and index count one, first moves on by `count`; not once at->failed.
-  virtual void close_step(DeviceStep* at, Index count) = 0;
+  // step and index count one, first moves on by `count`, the loss scale adapts; not once
+  // at->failed. An overflow at the least scale fails, unless allowed.
+  virtual void close_step(DeviceStep* at, Index count, bool allow_non_finite) = 0;
 
  private:
   std::mutex mutex_;
@@ -265,6 +292,19 @@ template <class T> class DeviceArray {
   std::shared_ptr<DeviceQueue> queue_;
   Index size_ = 0;
   T* data_ = nullptr;
+};
+
+// The same for a type that is known when it runs.
+class DeviceBuffer {
+ public:
+  DeviceBuffer() = default;
+  DeviceBuffer(std::shared_ptr<DeviceQueue> queue, Index n, DeviceType type, const char* what)
+      : bytes_(std::move(queue), n * static_cast<Index>(bytes_of(type)), what), type_(type) {}
+  DeviceOut values() const { return {bytes_.data(), type_}; }
+
+ private:
+  DeviceArray<std::uint8_t> bytes_;
+  DeviceType type_ = DeviceType::Float32;
 };
 
 }  // namespace gradstack

@@ -1,5 +1,5 @@
 // A graph compiled for a batch size on a device: what plan.hpp is for the CPU. All memory is
-// allocated here; runs only queue work. float32 only.
+// allocated here; runs only queue work.
 #pragma once
 
 #include <memory>
@@ -28,15 +28,17 @@ class DeviceLayout {
 };
 
 struct DevicePlanOptions {
-  Index count = 1;           // samples
-  bool gradients = false;    // allocate for backward
-  bool want_dx = false;      // gradients of the inputs
+  Index count = 1;         // samples
+  bool gradients = false;  // allocate for backward
+  bool want_dx = false;    // gradients of the inputs
+  DevicePrecision precision = DevicePrecision::Float32;
   std::vector<char> frozen;  // per parameter: its gradient is not wanted (empty: none)
 };
 
 // What one run works on; w and dw have the device's layout.
 struct DeviceRun {
   const float* w = nullptr;
+  DeviceIn copy;        // w as the plan stores values; not read where that is float32
   float* dw = nullptr;  // zeroed by backward; null: not wanted
   bool train = false;   // dropout active
   std::uint64_t seed = 0;
@@ -44,8 +46,9 @@ struct DeviceRun {
   Index first_sample = 0;  // position of the plan's first sample in the batch
 };
 
-// Throws std::invalid_argument for blocks that no device runs: those written in Python.
-void check_device_graph(const Graph& graph);
+// Throws std::invalid_argument for blocks that no device runs, those written in Python, and for
+// those that have no meaning in the precision.
+void check_device_graph(const Graph& graph, DevicePrecision precision = DevicePrecision::Float32);
 
 class DevicePlan {
  public:
@@ -61,9 +64,19 @@ class DevicePlan {
   Index count() const { return options_.count; }
   const Graph& graph() const { return *graph_; }
   const DeviceLayout& layout() const { return layout_; }
-  // The output of a stage, (count, d); a view (reshape) is the variable that it views.
-  float* value(int stage) const { return variable(stage).value.data(); }
-  float* grad(int stage) const { return grad_of(base_[index(stage)]); }
+  // The output of a stage, (count, d), as float32; a view (reshape) is the variable that it views.
+  // Where values are stored in half only inputs and outputs have one.
+  float* value(int stage) const {
+    const Variable& v = variable(stage);
+    return reduced() ? v.outer_value.data() : v.value.values().as<float>();
+  }
+  float* grad(int stage) const {
+    const int base = base_[index(stage)];
+    return reduced() ? variables_[index(base)].outer_grad.data() : grad_of(base).as<float>();
+  }
+  // To be called when value(input) of the inputs was written; or write to `input` itself.
+  void take_inputs();
+  DeviceOut input(int stage) const { return stored(stage); }
   Index width(int stage) const { return variables_[index(stage)].d; }
   // Vector quantisation (see plan.hpp): the prototypes chosen and their gradient, or null.
   float* chosen() const { return chosen_.data(); }
@@ -72,8 +85,9 @@ class DevicePlan {
  private:
   struct Variable {
     Index d = 0;
-    DeviceArray<float> value, grad;
-    int value_of = -1;  // another variable whose memory this one shares
+    DeviceBuffer value, grad;
+    DeviceArray<float> outer_value, outer_grad;  // of inputs and outputs stored in half
+    int value_of = -1;                           // another variable whose memory this one shares
     int grad_of = -1;
   };
   static std::size_t index(int id) { return static_cast<std::size_t>(id); }
@@ -81,11 +95,19 @@ class DevicePlan {
     const Variable& v = variables_[index(base_[index(stage)])];
     return v.value_of < 0 ? v : variables_[index(v.value_of)];
   }
-  float* grad_of(int base) const {
+  bool reduced() const { return storage_ != DeviceType::Float32; }
+  // What kernels read and write.
+  DeviceOut stored(int stage) const {
+    const Variable& v = variable(stage);
+    const DeviceOut values = v.value.values();
+    return values ? values : DeviceOut(v.outer_value.data());
+  }
+  DeviceOut grad_of(int base) const {
     const Variable& v = variables_[index(base)];
-    return (v.grad_of < 0 ? v : variables_[index(v.grad_of)]).grad.data();
+    return (v.grad_of < 0 ? v : variables_[index(v.grad_of)]).grad.values();
   }
   bool wants(int parameter) const;
+  bool is_output(int base) const;
   void find_uses();
   void find_wanted();
   void allocate();
@@ -96,15 +118,19 @@ class DevicePlan {
   void backward_sparse(int id, const DeviceRun& run);
   void backward_binary(int id);
   void backward_columns(int id);
-  void dropout(int id, const DeviceRun& run, const float* from, float* to, bool accumulate);
+  void dropout(int id, const DeviceRun& run, DeviceIn from, DeviceOut to, bool accumulate);
   // The gradient of input k of a stage, and whether another block has written it already.
-  float* input_grad(int id, std::size_t k, bool* accumulate);
+  DeviceOut input_grad(int id, std::size_t k, bool* accumulate);
   float* parameter_grad(int parameter, const DeviceRun& run, bool* accumulate);
-  const float* weight(int id, const DeviceRun& run) const;
+  DeviceIn parameter(int id, DeviceType type, const DeviceRun& run) const;
+  DeviceIn weight(int id, const DeviceRun& run) const;
+  DeviceGemm product() const;
+  void zero(DeviceOut to, Index n);
 
   std::shared_ptr<const Graph> graph_;
   std::shared_ptr<DeviceQueue> queue_;
   DevicePlanOptions options_;
+  DeviceType storage_;
   DeviceLayout layout_;
   std::vector<int> base_;   // per stage: itself, or the stage it is a view of
   std::vector<int> uses_;   // per base: consumers, an output counting as one
@@ -119,7 +145,8 @@ class DevicePlan {
     DeviceArray<Index> out_begin, in_begin;
     DeviceArray<std::int32_t> out_unit, out_edge, in_unit, in_edge, ends;
   };
-  std::vector<DeviceArray<float>> masks_, masked_;
+  std::vector<DeviceArray<float>> masks_;
+  std::vector<DeviceBuffer> stored_masks_, masked_;
   std::vector<std::unique_ptr<Edges>> edges_;
 
   // While backward runs: what has been written already.

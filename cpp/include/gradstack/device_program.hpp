@@ -62,7 +62,7 @@ class DeviceLinearization {
  public:
   DeviceLinearization(std::shared_ptr<const Graph> graph, std::shared_ptr<DeviceQueue> queue,
                       const float* w, const std::vector<RowSource>& x, Index count,
-                      CallOptions options);
+                      CallOptions options, DevicePrecision precision = DevicePrecision::Float32);
   Index count() const { return plan_->count(); }
   const Graph& graph() const { return *graph_; }
   void output(std::size_t i, float* rows);  // (count, d)
@@ -70,9 +70,13 @@ class DeviceLinearization {
   void vjp(const std::vector<const float*>& dys, const std::vector<float*>& dxs, float* dw);
 
  private:
+  void pull(const std::vector<const float*>& dys, const std::vector<float*>& dxs, float* dw);
+
   std::shared_ptr<DeviceQueue> queue_;
   std::shared_ptr<const Graph> graph_;
+  DevicePrecision precision_;
   std::unique_ptr<DevicePlan> plan_;
+  DeviceBuffer copy_;
   DeviceArray<float> w_, dw_, staging_;
   DeviceArray<DeviceStep> at_;
   DeviceRun run_;
@@ -80,7 +84,8 @@ class DeviceLinearization {
 
 class DeviceProgram {
  public:
-  DeviceProgram(std::shared_ptr<const Graph> graph, std::shared_ptr<DeviceQueue> queue);
+  DeviceProgram(std::shared_ptr<const Graph> graph, std::shared_ptr<DeviceQueue> queue,
+                DevicePrecision precision = DevicePrecision::Float32);
 
   void forward(const float* w, const std::vector<RowSource>& x, Index count,
                const std::vector<float*>& outs, CallOptions options);
@@ -92,19 +97,22 @@ class DeviceProgram {
   const Graph& graph() const { return *graph_; }
   const std::shared_ptr<const Graph>& shared_graph() const { return graph_; }
   const std::shared_ptr<DeviceQueue>& queue() const { return queue_; }
+  DevicePrecision precision() const { return precision_; }
 
  private:
   Index chunk(Index count) const;
   void upload(const float* w);
-  DeviceRun open(const CallOptions& options);
+  DeviceRun open(const CallOptions& options, double loss_scale = 1);
   DevicePlan& plan_for(Index count);
   DeviceObjective& objective_for(Index count, const std::shared_ptr<const Cost<float>>& cost,
                                  TargetSpec target, bool weighted, bool gradients);
 
   std::shared_ptr<const Graph> graph_;
   std::shared_ptr<DeviceQueue> queue_;
+  DevicePrecision precision_;
   DeviceLayout layout_;
   std::vector<float> padded_;
+  DeviceBuffer copy_;
   DeviceArray<float> w_, dw_;
   DeviceArray<DeviceStep> at_;
   DeviceArray<double> results_;
@@ -112,6 +120,10 @@ class DeviceProgram {
   std::list<std::unique_ptr<DevicePlan>> plans_;
   std::list<std::unique_ptr<DeviceObjective>> objectives_, losses_;
 };
+
+// Memory for n parameters as a precision stores them; none where that is float32.
+DeviceBuffer reduced_copy(const std::shared_ptr<DeviceQueue>& queue, Index n,
+                          DevicePrecision precision);
 
 // Rows [first, first + count) of the caller's data as float32 at `to`; through `batch.index` when
 // it has one.

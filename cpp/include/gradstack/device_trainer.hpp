@@ -18,7 +18,8 @@ class DeviceTrainer {
  public:
   DeviceTrainer(std::shared_ptr<const Graph> graph, std::shared_ptr<DeviceQueue> queue,
                 std::shared_ptr<const Cost<float>> cost,
-                std::shared_ptr<Optimizer<float>> optimizer, std::vector<char> frozen);
+                std::shared_ptr<Optimizer<float>> optimizer, std::vector<char> frozen,
+                DevicePrecision precision = DevicePrecision::Float32);
 
   // As the members of Trainer; w and the optimiser's state are copied in and out by every call.
   double step(float* w, const Batch& batch, TargetSpec target, double lr, int threads, bool train,
@@ -30,6 +31,15 @@ class DeviceTrainer {
   double last_loss = 0;
   Index steps_per_epoch() const;
   const Graph& graph() const { return *graph_; }
+
+  // Only fp16 scales its losses. Every trainer starts at kFirstLossScale unless it is told where
+  // another one was.
+  bool scales_losses() const { return precision_ == DevicePrecision::FP16; }
+  double loss_scale() const { return loss_scale_.scale; }
+  std::int64_t good_steps() const { return loss_scale_.good; }
+  void set_loss_scale(double scale, std::int64_t good_steps);
+  // Steps of the last run that were not skipped until the end of each epoch it finished.
+  const std::vector<Index>& updates() const { return updates_; }
 
  private:
   // A step of one shape; recorded when it is made for the second time.
@@ -43,7 +53,8 @@ class DeviceTrainer {
     std::unique_ptr<DeviceRecording> recording;
   };
   struct Made {
-    Index steps = 0;  // complete
+    Index steps = 0;    // complete
+    Index updates = 0;  // of them not skipped
     bool failed = false, stopped = false;
   };
   Step& step_for(Index count, bool resident, TargetSpec target, bool weighted, bool train,
@@ -54,6 +65,7 @@ class DeviceTrainer {
   void download(float* w);
   void upload_constants(const double* lrs, Index n);
   void rewind(Index steps);
+  DeviceStep look();
   void upload_order(std::int64_t epoch);
   Made make_steps(Index n, const std::function<bool()>& interrupted);
   void account(const double* results, Index n, std::vector<double>& finished);
@@ -63,9 +75,13 @@ class DeviceTrainer {
   std::shared_ptr<const Cost<float>> cost_;
   std::shared_ptr<Optimizer<float>> optimizer_;
   std::vector<char> frozen_;
+  DevicePrecision precision_;
+  DeviceLossScale loss_scale_;
+  std::vector<Index> updates_;
   DeviceLayout layout_;
   std::vector<float> padded_;
   DeviceArray<float> w_, dw_;
+  DeviceBuffer copy_;  // of w, as the precision stores it
   std::vector<DeviceArray<float>> state_;
   DeviceArray<std::uint8_t> what_;
   DeviceArray<DeviceConstants> constants_;

@@ -30,11 +30,16 @@ void DeviceLayout::gather(const Graph& graph, const float* padded, float* flat) 
   }
 }
 
-void check_device_graph(const Graph& graph) {
-  for (const Stage& stage : graph.stages())
+void check_device_graph(const Graph& graph, DevicePrecision precision) {
+  for (const Stage& stage : graph.stages()) {
     if (stage.kind == Kind::Opaque)
       throw std::invalid_argument("device: block '" + stage.name +
                                   "' is written in Python and runs on the CPU only");
+    if (stage.kind == Kind::Nearest && storage_of(precision) != DeviceType::Float32)
+      throw std::invalid_argument("precision: block '" + stage.name +
+                                  "' gives the index of a prototype, which 16 bits do not hold; "
+                                  "use 'float32' or 'tf32'");
+  }
 }
 
 DevicePlan::DevicePlan(std::shared_ptr<const Graph> graph, std::shared_ptr<DeviceQueue> queue,
@@ -42,9 +47,10 @@ DevicePlan::DevicePlan(std::shared_ptr<const Graph> graph, std::shared_ptr<Devic
     : graph_(std::move(graph)),
       queue_(std::move(queue)),
       options_(std::move(options)),
+      storage_(storage_of(options_.precision)),
       layout_(*graph_) {
   if (options_.count < 1) throw std::invalid_argument("batch: expected at least one sample");
-  check_device_graph(*graph_);
+  check_device_graph(*graph_, options_.precision);
   options_.frozen.resize(graph_->parameters().size(), 0);
   find_uses();
   find_wanted();
@@ -54,6 +60,12 @@ DevicePlan::DevicePlan(std::shared_ptr<const Graph> graph, std::shared_ptr<Devic
 
 bool DevicePlan::wants(int parameter) const {
   return parameter >= 0 && options_.gradients && !options_.frozen[index(parameter)];
+}
+
+bool DevicePlan::is_output(int base) const {
+  const auto& outputs = graph_->outputs();
+  return std::any_of(outputs.begin(), outputs.end(),
+                     [&](int output) { return base_[index(output)] == base; });
 }
 
 // Resolves views and counts consumers. A Linear consumed by one pointwise block alone is fused with
@@ -102,6 +114,12 @@ void DevicePlan::allocate() {
     Variable& v = variables_[i];
     v.d = size_of(stages[i].shape);
     if (base_[i] != static_cast<int>(i)) continue;
+    const bool input = stages[i].kind == Kind::Input, output = is_output(static_cast<int>(i));
+    if (reduced() && (input || output)) {
+      const Index n = options_.count * v.d;
+      v.outer_value = DeviceArray<float>(queue_, n, "activations");
+      if (wants_grad_[i]) v.outer_grad = DeviceArray<float>(queue_, n, "gradients of activations");
+    }
     if (const int fused = fused_[i]; fused >= 0) {
       // dC/ds overwrites dC/dz, and z overwrites s where h' is had from z.
       v.grad_of = fused;
@@ -112,9 +130,11 @@ void DevicePlan::allocate() {
         continue;
       }
     } else if (wants_grad_[i]) {
-      v.grad = DeviceArray<float>(queue_, options_.count * v.d, "gradients of activations");
+      v.grad = DeviceBuffer(queue_, options_.count * v.d, storage_, "gradients of activations");
     }
-    v.value = DeviceArray<float>(queue_, options_.count * v.d, "activations");
+    // A product that nobody but the caller reads is not rounded to half.
+    if (reduced() && output && stages[i].kind == Kind::Linear && uses_[i] == 1) continue;
+    v.value = DeviceBuffer(queue_, options_.count * v.d, storage_, "activations");
   }
   const Stage& last = graph_->stage(base_[index(graph_->outputs()[0])]);
   if (options_.gradients && graph_->outputs().size() == 1 && last.kind == Kind::Nearest) {
@@ -127,6 +147,7 @@ void DevicePlan::allocate() {
 void DevicePlan::upload_structure() {
   const auto& stages = graph_->stages();
   masks_.resize(stages.size());
+  stored_masks_.resize(stages.size());
   masked_.resize(stages.size());
   edges_.resize(stages.size());
   const auto array = [&](const auto& values) {
@@ -141,7 +162,9 @@ void DevicePlan::upload_structure() {
       std::transform(mask->begin(), mask->end(), factors.begin(),
                      [](std::uint8_t connected) { return connected ? 1.0F : 0.0F; });
       masks_[i] = array(factors);
-      masked_[i] = DeviceArray<float>(queue_, masks_[i].size(), "masked weights");
+      stored_masks_[i] = DeviceBuffer(queue_, masks_[i].size(), storage_, "masked weights");
+      queue_->convert(masks_[i].size(), masks_[i].data(), stored_masks_[i].values());
+      masked_[i] = DeviceBuffer(queue_, masks_[i].size(), storage_, "masked weights");
     }
     if (const auto& edges = stages[i].edges) {
       edges_[i] = std::make_unique<Edges>();

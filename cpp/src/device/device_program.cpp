@@ -1,6 +1,7 @@
 #include "gradstack/device_program.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
 #include <string>
 
@@ -10,6 +11,7 @@ namespace {
 constexpr double kChunkBytes = 1 << 28;  // activations of one plan when predicting
 constexpr std::size_t kKept = 4;         // plans
 constexpr Index kUpload = 1 << 22;       // values converted at a time
+constexpr int kCotangentExponent = 10;   // fp16 ends at 2^16
 
 std::size_t bytes_of(Index n) { return static_cast<std::size_t>(n) * sizeof(float); }
 
@@ -17,6 +19,16 @@ const TableCost<float>& table_cost(const Cost<float>& cost) {
   const auto* table = dynamic_cast<const TableCost<float>*>(&cost);
   if (!table) throw std::invalid_argument("cost: a cost written in Python runs on the CPU only");
   return *table;
+}
+
+// False: some are not finite.
+bool scale_all(float* values, Index n, float factor) {
+  bool finite = true;
+  for (Index i = 0; i < n; ++i) {
+    values[i] *= factor;
+    finite &= std::isfinite(values[i]);
+  }
+  return finite;
 }
 
 // Moves the entry that `fits` to the front, or puts a new one there.
@@ -59,6 +71,12 @@ void upload_rows(DeviceQueue& queue, const Batch& batch, const RowSource& source
       gather_row(source, batch.row(first + begin + i), rows.data() + i * cols);
     queue.to_device(to + begin * cols, rows.data(), bytes_of(n * cols));
   }
+}
+
+DeviceBuffer reduced_copy(const std::shared_ptr<DeviceQueue>& queue, Index n,
+                          DevicePrecision precision) {
+  const DeviceType type = storage_of(precision);
+  return type == DeviceType::Float32 ? DeviceBuffer() : DeviceBuffer(queue, n, type, "parameters");
 }
 
 DeviceData::DeviceData(const std::shared_ptr<DeviceQueue>& queue, const Batch& data,
@@ -152,6 +170,7 @@ void DeviceObjective::load(const Batch& batch, Index first) {
   const Index n = plan_.count();
   for (std::size_t i = 0; i < batch.x.size(); ++i)
     upload_rows(*queue_, batch, batch.x[i], first, n, plan_.value(plan_.graph().inputs()[i]));
+  plan_.take_inputs();
   if (labels_.data()) {
     std::vector<std::int64_t> values(static_cast<std::size_t>(n));
     for (Index i = 0; i < n; ++i)
@@ -167,14 +186,14 @@ void DeviceObjective::gather(const DeviceData& data, const Index* order, const D
   g.count = plan_.count();
   g.order = order;
   g.at = at;
-  const auto take = [&](const float* from, Index cols, float* to) {
+  const auto take = [&](const float* from, Index cols, DeviceOut to) {
     g.cols = cols;
     g.from = from;
     g.to = to;
     queue_->gather(g);
   };
   for (std::size_t i = 0; i < data.x.size(); ++i)
-    take(data.x[i].data(), data.cols[i], plan_.value(plan_.graph().inputs()[i]));
+    take(data.x[i].data(), data.cols[i], plan_.input(plan_.graph().inputs()[i]));
   if (y_.data()) take(data.y.data(), target_.dy, y_.data());
   if (weight_.data()) take(data.weight.data(), 1, weight_.data());
   if (labels_.data()) {
@@ -200,12 +219,15 @@ void DeviceObjective::evaluate(const DeviceRun& run, DeviceStep* at, double* res
 DeviceLinearization::DeviceLinearization(std::shared_ptr<const Graph> graph,
                                          std::shared_ptr<DeviceQueue> queue, const float* w,
                                          const std::vector<RowSource>& x, Index count,
-                                         CallOptions options)
-    : queue_(std::move(queue)), graph_(std::move(graph)) {
+                                         CallOptions options, DevicePrecision precision)
+    : queue_(std::move(queue)), graph_(std::move(graph)), precision_(precision) {
   const std::lock_guard<std::mutex> lock(queue_->mutex());
-  plan_ = std::make_unique<DevicePlan>(
-      graph_, queue_,
-      DevicePlanOptions{.count = count, .gradients = true, .want_dx = true, .frozen = {}});
+  plan_ = std::make_unique<DevicePlan>(graph_, queue_,
+                                       DevicePlanOptions{.count = count,
+                                                         .gradients = true,
+                                                         .want_dx = true,
+                                                         .precision = precision,
+                                                         .frozen = {}});
   const DeviceLayout& layout = plan_->layout();
   std::vector<float> padded(static_cast<std::size_t>(layout.size()));
   layout.spread(*graph_, w, padded.data());
@@ -213,10 +235,13 @@ DeviceLinearization::DeviceLinearization(std::shared_ptr<const Graph> graph,
   dw_ = DeviceArray<float>(queue_, layout.size(), "gradient");
   at_ = DeviceArray<DeviceStep>(queue_, 1, "state of a run");
   w_.from_host(padded.data(), w_.size());
+  copy_ = reduced_copy(queue_, layout.size(), precision);
+  if (copy_.values()) queue_->convert(layout.size(), w_.data(), copy_.values());
   DeviceStep at;
   at.step = options.step;
   at_.from_host(&at, 1);
   run_.w = w_.data();
+  run_.copy = copy_.values();
   run_.train = options.train;
   run_.seed = options.seed;
   run_.at = at_.data();
@@ -225,6 +250,7 @@ DeviceLinearization::DeviceLinearization(std::shared_ptr<const Graph> graph,
   batch.count = count;
   for (std::size_t i = 0; i < x.size(); ++i)
     upload_rows(*queue_, batch, x[i], 0, count, plan_->value(graph_->inputs()[i]));
+  plan_->take_inputs();
   plan_->forward(run_);
   queue_->synchronize();
 }
@@ -238,6 +264,40 @@ void DeviceLinearization::output(std::size_t i, float* rows) {
 void DeviceLinearization::vjp(const std::vector<const float*>& dys, const std::vector<float*>& dxs,
                               float* dw) {
   const std::lock_guard<std::mutex> lock(queue_->mutex());
+  if (precision_ != DevicePrecision::FP16) return pull(dys, dxs, dw);
+  // Cotangents are scaled to where fp16 has room above and below; and down, while a result
+  // overflows.
+  std::vector<std::vector<float>> scaled(dys.size());
+  std::vector<const float*> cotangents(dys.size(), nullptr);
+  const auto sizes = [&](const std::vector<int>& ids, std::size_t i) {
+    return static_cast<std::size_t>(count() * plan_->width(ids[i]));
+  };
+  float most = 0;
+  for (std::size_t i = 0; i < dys.size(); ++i)
+    for (std::size_t j = 0; dys[i] && j < sizes(graph().outputs(), i); ++j)
+      most = std::max(most, std::abs(dys[i][j]));  // NaN is left to the results
+  int exponent = 0;
+  std::frexp(most, &exponent);
+  for (double scale = std::min(std::ldexp(1.0, kCotangentExponent - exponent), kMostLossScale);;
+       scale /= 2) {
+    const auto times = static_cast<float>(scale), inverse = static_cast<float>(1 / scale);
+    for (std::size_t i = 0; i < dys.size(); ++i) {
+      if (!dys[i]) continue;
+      scaled[i].assign(dys[i], dys[i] + sizes(graph().outputs(), i));
+      for (float& value : scaled[i]) value *= times;
+      cotangents[i] = scaled[i].data();
+    }
+    pull(cotangents, dxs, dw);
+    bool finite = !dw || scale_all(dw, graph().n_params(), inverse);
+    for (std::size_t i = 0; i < dxs.size(); ++i)
+      if (dxs[i])
+        finite &= scale_all(dxs[i], static_cast<Index>(sizes(graph().inputs(), i)), inverse);
+    if (finite || scale <= kLeastLossScale || !std::isfinite(most)) return;
+  }
+}
+
+void DeviceLinearization::pull(const std::vector<const float*>& dys, const std::vector<float*>& dxs,
+                               float* dw) {
   const Index n = count();
   std::vector<const float*> seen;
   for (std::size_t i = 0; i < dys.size(); ++i) {
@@ -269,14 +329,17 @@ void DeviceLinearization::vjp(const std::vector<const float*>& dys, const std::v
   plan_->layout().gather(graph(), padded.data(), dw);
 }
 
-DeviceProgram::DeviceProgram(std::shared_ptr<const Graph> graph, std::shared_ptr<DeviceQueue> queue)
+DeviceProgram::DeviceProgram(std::shared_ptr<const Graph> graph, std::shared_ptr<DeviceQueue> queue,
+                             DevicePrecision precision)
     : graph_(std::move(graph)),
       queue_(std::move(queue)),
+      precision_(precision),
       layout_(*graph_),
       padded_(static_cast<std::size_t>(layout_.size())) {
-  check_device_graph(*graph_);
+  check_device_graph(*graph_, precision_);
   const std::lock_guard<std::mutex> lock(queue_->mutex());
   w_ = DeviceArray<float>(queue_, layout_.size(), "parameters");
+  copy_ = reduced_copy(queue_, layout_.size(), precision_);
   dw_ = DeviceArray<float>(queue_, layout_.size(), "gradient");
   at_ = DeviceArray<DeviceStep>(queue_, 1, "state of a run");
   results_ = DeviceArray<double>(queue_, 2, "state of a run");
@@ -293,14 +356,17 @@ Index DeviceProgram::chunk(Index count) const {
 void DeviceProgram::upload(const float* w) {
   layout_.spread(*graph_, w, padded_.data());
   w_.from_host(padded_.data(), w_.size());
+  if (copy_.values()) queue_->convert(layout_.size(), w_.data(), copy_.values());
 }
 
-DeviceRun DeviceProgram::open(const CallOptions& options) {
+DeviceRun DeviceProgram::open(const CallOptions& options, double loss_scale) {
   DeviceStep at;
   at.step = options.step;
+  at.loss.scale = loss_scale;
   at_.from_host(&at, 1);
   DeviceRun run;
   run.w = w_.data();
+  run.copy = copy_.values();
   run.train = options.train;
   run.seed = options.seed;
   run.at = at_.data();
@@ -311,8 +377,9 @@ DevicePlan& DeviceProgram::plan_for(Index count) {
   return recent(
       plans_, [&](const DevicePlan& plan) { return plan.count() == count; },
       [&] {
-        return std::make_unique<DevicePlan>(graph_, queue_,
-                                            DevicePlanOptions{.count = count, .frozen = {}});
+        return std::make_unique<DevicePlan>(
+            graph_, queue_,
+            DevicePlanOptions{.count = count, .precision = precision_, .frozen = {}});
       });
 }
 
@@ -327,7 +394,8 @@ DeviceObjective& DeviceProgram::objective_for(Index count,
       [&] {
         return std::make_unique<DeviceObjective>(
             graph_, queue_, cost, target, weighted,
-            DevicePlanOptions{.count = count, .gradients = gradients, .frozen = {}});
+            DevicePlanOptions{
+                .count = count, .gradients = gradients, .precision = precision_, .frozen = {}});
       });
 }
 
@@ -347,6 +415,7 @@ void DeviceProgram::forward(const float* w, const std::vector<RowSource>& x, Ind
     run.first_sample = first;
     for (std::size_t i = 0; i < x.size(); ++i)
       upload_rows(*queue_, batch, x[i], first, n, plan.value(graph_->inputs()[i]));
+    plan.take_inputs();
     plan.forward(run);
     for (std::size_t i = 0; i < outs.size(); ++i) {
       const int output = graph_->outputs()[i];
@@ -363,16 +432,22 @@ double DeviceProgram::value_and_grad(const float* w, const Batch& batch, TargetS
   DeviceObjective& objective =
       objective_for(batch.count, cost, target, batch.weight.data != nullptr, true);
   upload(w);
-  DeviceRun run = open(options);
-  run.dw = dw_.data();
   objective.load(batch, 0);
-  objective.evaluate(run, at_.data(), results_.data(), true, true);
-  objective.backward(run);
-  dw_.to_host(padded_.data(), dw_.size());
-  layout_.gather(*graph_, padded_.data(), dw);
-  double results[2];
-  results_.to_host(results, 2);
-  return results[0];
+  // The scale that training would settle at.
+  for (double scale = precision_ == DevicePrecision::FP16 ? kFirstLossScale : 1;; scale /= 2) {
+    DeviceRun run = open(options, scale);
+    run.dw = dw_.data();
+    objective.evaluate(run, at_.data(), results_.data(), true, true);
+    objective.backward(run);
+    dw_.to_host(padded_.data(), dw_.size());
+    layout_.gather(*graph_, padded_.data(), dw);
+    double results[2];
+    results_.to_host(results, 2);
+    if (precision_ != DevicePrecision::FP16 ||
+        scale_all(dw, graph_->n_params(), static_cast<float>(1 / scale)) ||
+        scale <= kLeastLossScale || !std::isfinite(results[0]))
+      return results[0];
+  }
 }
 
 double DeviceProgram::evaluate(const float* w, const Batch& data, TargetSpec target,

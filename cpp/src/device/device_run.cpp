@@ -28,25 +28,44 @@ DeviceBinary binary_of(Kind kind) {
   }
 }
 
-std::size_t bytes_of(Index n) { return static_cast<std::size_t>(n) * sizeof(float); }
-
 }  // namespace
 
-const float* DevicePlan::weight(int id, const DeviceRun& run) const {
-  const float* masked = masked_[index(id)].data();
-  return masked ? masked : run.w + layout_.offset(graph_->stage(id).weight_id);
+// A parameter as values of that type.
+DeviceIn DevicePlan::parameter(int id, DeviceType type, const DeviceRun& run) const {
+  return (type == DeviceType::Float32 ? DeviceIn(run.w) : run.copy) + layout_.offset(id);
+}
+
+DeviceIn DevicePlan::weight(int id, const DeviceRun& run) const {
+  const DeviceOut masked = masked_[index(id)].values();
+  return masked ? DeviceIn(masked) : parameter(graph_->stage(id).weight_id, storage_, run);
+}
+
+DeviceGemm DevicePlan::product() const {
+  DeviceGemm g;
+  g.tf32 = options_.precision == DevicePrecision::TF32;
+  return g;
+}
+
+void DevicePlan::take_inputs() {
+  if (!reduced()) return;
+  for (int input : graph_->inputs())
+    queue_->convert(options_.count * width(input), value(input), stored(input));
 }
 
 void DevicePlan::forward(const DeviceRun& run) {
   for (std::size_t i = 0; i < graph_->stages().size(); ++i)
     if (!fused_away_[i]) forward_stage(static_cast<int>(i), run);
+  if (!reduced()) return;
+  for (int output : graph_->outputs())
+    if (const DeviceOut z = stored(output); z.type != DeviceType::Float32)
+      queue_->convert(options_.count * width(output), z, value(output));
 }
 
 void DevicePlan::forward_stage(int id, const DeviceRun& run) {
   const Stage& stage = graph_->stage(id);
   const Index n = options_.count;
-  float* z = value(id);
-  const float* x = stage.in.empty() ? nullptr : value(stage.in[0]);
+  const DeviceOut z = stored(id);
+  const DeviceIn x = stage.in.empty() ? DeviceIn() : stored(stage.in[0]);
   switch (stage.kind) {
     case Kind::Input:
     case Kind::Reshape:
@@ -54,9 +73,9 @@ void DevicePlan::forward_stage(int id, const DeviceRun& run) {
     case Kind::Linear: {
       const Parameter& w = graph_->parameter(stage.weight_id);
       if (const auto& mask = masks_[index(id)]; mask.data())
-        queue_->binary(DeviceBinary::Mul, w.size, run.w + layout_.offset(stage.weight_id),
-                       mask.data(), masked_[index(id)].data());
-      DeviceGemm g;
+        queue_->binary(DeviceBinary::Mul, w.size, parameter(stage.weight_id, storage_, run),
+                       stored_masks_[index(id)].values(), masked_[index(id)].values());
+      DeviceGemm g = product();
       g.m = n;
       g.n = w.shape[0];
       g.k = w.shape[1];
@@ -64,13 +83,13 @@ void DevicePlan::forward_stage(int id, const DeviceRun& run) {
       g.b = weight(id, run);
       g.tb = true;
       g.c = z;
-      if (stage.bias_id >= 0) g.bias = run.w + layout_.offset(stage.bias_id);
+      if (stage.bias_id >= 0) g.bias = parameter(stage.bias_id, z.type, run);
       const int fused = fused_[index(id)];
-      const bool in_place = fused >= 0 && z == value(fused);
+      const bool in_place = fused >= 0 && z.data == stored(fused).data;
       if (in_place) g.op = op_of(graph_->stage(fused));
       queue_->gemm(g);
       if (fused >= 0 && !in_place)
-        queue_->forward(op_of(graph_->stage(fused)), n * width(id), z, value(fused));
+        queue_->forward(op_of(graph_->stage(fused)), n * width(id), z, stored(fused));
       return;
     }
     case Kind::SparseLinear: {
@@ -93,11 +112,11 @@ void DevicePlan::forward_stage(int id, const DeviceRun& run) {
     case Kind::Sub:
     case Kind::Mul:
     case Kind::Div:
-      return queue_->binary(binary_of(stage.kind), n * width(id), x, value(stage.in[1]), z);
+      return queue_->binary(binary_of(stage.kind), n * width(id), x, stored(stage.in[1]), z);
     case Kind::Concat: {
       Index at = 0;
       for (int input : stage.in) {
-        queue_->columns({n, width(input), value(input), width(input), z + at, width(id), false});
+        queue_->columns({n, width(input), stored(input), width(input), z + at, width(id), false});
         at += width(input);
       }
       return;
@@ -112,15 +131,15 @@ void DevicePlan::forward_stage(int id, const DeviceRun& run) {
       return dropout(id, run, x, z, false);
     case Kind::Nearest: {
       const Parameter& w = graph_->parameter(stage.weight_id);
-      return queue_->nearest(n, w.shape[0], w.shape[1], run.w + layout_.offset(stage.weight_id), x,
-                             z, chosen());
+      return queue_->nearest(n, w.shape[0], w.shape[1], run.w + layout_.offset(stage.weight_id),
+                             value(stage.in[0]), value(id), chosen());
     }
     case Kind::Opaque:
       throw std::logic_error("device: opaque blocks were refused when planning");
   }
 }
 
-void DevicePlan::dropout(int id, const DeviceRun& run, const float* from, float* to,
+void DevicePlan::dropout(int id, const DeviceRun& run, DeviceIn from, DeviceOut to,
                          bool accumulate) {
   const Stage& stage = graph_->stage(id);
   const Index d = width(id);
@@ -138,12 +157,16 @@ void DevicePlan::dropout(int id, const DeviceRun& run, const float* from, float*
                    .accumulate = accumulate});
 }
 
-float* DevicePlan::input_grad(int id, std::size_t k, bool* accumulate) {
+DeviceOut DevicePlan::input_grad(int id, std::size_t k, bool* accumulate) {
   const int base = base_[index(graph_->stage(id).in[k])];
-  float* grad = grad_of(base);
+  const DeviceOut grad = grad_of(base);
   *accumulate = written_[index(base)] != 0;
   written_[index(base)] = 1;
   return grad;
+}
+
+void DevicePlan::zero(DeviceOut to, Index n) {
+  queue_->zero(to.data, static_cast<std::size_t>(n) * bytes_of(to.type));
 }
 
 float* DevicePlan::parameter_grad(int parameter, const DeviceRun& run, bool* accumulate) {
@@ -158,15 +181,25 @@ void DevicePlan::backward(const DeviceRun& run) {
   // cost.
   written_.assign(graph_->stages().size(), 0);
   parameter_written_.assign(graph_->parameters().size(), 0);
-  for (int output : graph_->outputs()) written_[index(base_[index(output)])] = 1;
+  for (int output : graph_->outputs()) {
+    if (char& written = written_[index(base_[index(output)])]; !written) {
+      if (reduced())
+        queue_->convert(options_.count * width(output), grad(output),
+                        grad_of(base_[index(output)]));
+      written = 1;
+    }
+  }
   for (std::size_t i = graph_->stages().size(); i-- > 0;)
     if (!fused_away_[i]) backward_stage(static_cast<int>(i), run);
+  if (!reduced() || !options_.want_dx) return;
+  for (int input : graph_->inputs())
+    queue_->convert(options_.count * width(input), grad_of(base_[index(input)]), grad(input));
 }
 
 void DevicePlan::backward_stage(int id, const DeviceRun& run) {
   const Stage& stage = graph_->stage(id);
   if (stage.kind == Kind::Input || stage.kind == Kind::Reshape) return;
-  const float* dz = grad_of(base_[index(id)]);
+  const DeviceIn dz = grad_of(base_[index(id)]);
   if (!dz && stage.kind != Kind::Nearest) return;
   const Index n = options_.count;
   bool accumulate = false;
@@ -191,22 +224,22 @@ void DevicePlan::backward_stage(int id, const DeviceRun& run) {
                                  accumulate);
       }
       // The index is piecewise constant: no derivative passes back through it.
-      float* dx = input_grad(id, 0, &accumulate);
-      if (dx && !accumulate) queue_->zero(dx, bytes_of(n * width(stage.in[0])));
+      const DeviceOut dx = input_grad(id, 0, &accumulate);
+      if (dx && !accumulate) zero(dx, n * width(stage.in[0]));
       return;
     }
     default:
       break;
   }
-  float* dx = input_grad(id, 0, &accumulate);
+  const DeviceOut dx = input_grad(id, 0, &accumulate);
   if (!dx) return;
   if (stage.kind == Kind::Pointwise)
-    queue_->backward(op_of(stage), n * width(id), value(stage.in[0]), value(id), dz, dx,
+    queue_->backward(op_of(stage), n * width(id), stored(stage.in[0]), stored(id), dz, dx,
                      accumulate);
   else if (stage.kind == Kind::Dropout)
     dropout(id, run, dz, dx, accumulate);
   else
-    queue_->softmax_backward(n, width(id), value(id), dz, dx, stage.kind == Kind::LogSoftmax,
+    queue_->softmax_backward(n, width(id), stored(id), dz, dx, stage.kind == Kind::LogSoftmax,
                              accumulate);
 }
 
@@ -214,23 +247,23 @@ void DevicePlan::backward_linear(int id, const DeviceRun& run) {
   const Stage& stage = graph_->stage(id);
   const Parameter& w = graph_->parameter(stage.weight_id);
   const Index n = options_.count, out = w.shape[0], in = w.shape[1];
-  float* ds = grad_of(id);
+  const DeviceOut ds = grad_of(id);
   if (const int fused = fused_[index(id)]; fused >= 0) {
-    const bool kept = value(id) != value(fused);
-    queue_->backward(op_of(graph_->stage(fused)), n * out, kept ? value(id) : nullptr, value(fused),
-                     ds, ds, false);
+    const DeviceIn s = stored(id), z = stored(fused);
+    queue_->backward(op_of(graph_->stage(fused)), n * out, s.data != z.data ? s : DeviceIn(), z, ds,
+                     ds, false);
   }
   bool add_w = false, add_b = false, add_x = false;
   float* dw = parameter_grad(stage.weight_id, run, &add_w);
   float* db = parameter_grad(stage.bias_id, run, &add_b);
   if (dw) {
-    DeviceGemm g;
+    DeviceGemm g = product();
     g.m = out;
     g.n = in;
     g.k = n;
     g.a = ds;
     g.ta = true;
-    g.b = value(stage.in[0]);
+    g.b = stored(stage.in[0]);
     g.c = dw;
     g.accumulate = add_w;
     if (!add_b) std::swap(g.a_sums, db);
@@ -239,8 +272,8 @@ void DevicePlan::backward_linear(int id, const DeviceRun& run) {
       queue_->binary(DeviceBinary::Mul, w.size, dw, mask.data(), dw);
   }
   if (db) queue_->column_sums(n, out, ds, db, add_b);
-  if (float* dx = input_grad(id, 0, &add_x)) {
-    DeviceGemm g;
+  if (const DeviceOut dx = input_grad(id, 0, &add_x)) {
+    DeviceGemm g = product();
     g.m = n;
     g.n = in;
     g.k = out;
@@ -256,7 +289,7 @@ void DevicePlan::backward_sparse(int id, const DeviceRun& run) {
   const Stage& stage = graph_->stage(id);
   const Edges& edges = *edges_[index(id)];
   const Index n = options_.count, out = width(id), in = width(stage.in[0]);
-  const float* dy = grad_of(id);
+  const DeviceIn dy = grad_of(id);
   bool accumulate = false;
   if (float* dw = parameter_grad(stage.weight_id, run, &accumulate))
     queue_->sparse_gradient({.rows = n,
@@ -265,12 +298,12 @@ void DevicePlan::backward_sparse(int id, const DeviceRun& run) {
                              .d_in = in,
                              .ends = edges.ends.data(),
                              .dy = dy,
-                             .x = value(stage.in[0]),
+                             .x = stored(stage.in[0]),
                              .dw = dw,
                              .accumulate = accumulate});
   if (float* db = parameter_grad(stage.bias_id, run, &accumulate))
     queue_->column_sums(n, out, dy, db, accumulate);
-  if (float* dx = input_grad(id, 0, &accumulate))
+  if (const DeviceOut dx = input_grad(id, 0, &accumulate))
     queue_->sparse({.rows = n,
                     .units = in,
                     .other = out,
@@ -288,9 +321,10 @@ void DevicePlan::backward_binary(int id) {
   const Stage& stage = graph_->stage(id);
   for (std::size_t k = 0; k < 2; ++k) {
     bool accumulate = false;
-    if (float* to = input_grad(id, k, &accumulate))
+    if (const DeviceOut to = input_grad(id, k, &accumulate))
       queue_->binary_backward(binary_of(stage.kind), k == 0, options_.count * width(id),
-                              value(stage.in[0]), value(stage.in[1]), grad_of(id), to, accumulate);
+                              stored(stage.in[0]), stored(stage.in[1]), grad_of(id), to,
+                              accumulate);
   }
 }
 
@@ -302,9 +336,9 @@ void DevicePlan::backward_columns(int id) {
     const Index in = width(stage.in[k]);
     const Index cols = stage.kind == Kind::Slice ? d : in;
     bool accumulate = false;
-    if (float* to = input_grad(id, k, &accumulate)) {
+    if (const DeviceOut to = input_grad(id, k, &accumulate)) {
       // What a slice does not cover has no gradient from it.
-      if (cols < in && !accumulate) queue_->zero(to, bytes_of(n * in));
+      if (cols < in && !accumulate) zero(to, n * in);
       queue_->columns(
           {n, cols, grad_of(id) + from, d, to + stage.begin, in, accumulate || cols < in});
     }

@@ -17,24 +17,36 @@ constexpr std::size_t kKeptSteps = 4;
 
 std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
+std::string what_failed(double loss) {
+  return std::isfinite(loss) ? "the gradient overflows fp16 at every loss scale"
+                             : "the loss is " + std::to_string(loss);
+}
+
 }  // namespace
 
 DeviceTrainer::DeviceTrainer(std::shared_ptr<const Graph> graph, std::shared_ptr<DeviceQueue> queue,
                              std::shared_ptr<const Cost<float>> cost,
-                             std::shared_ptr<Optimizer<float>> optimizer, std::vector<char> frozen)
+                             std::shared_ptr<Optimizer<float>> optimizer, std::vector<char> frozen,
+                             DevicePrecision precision)
     : graph_(std::move(graph)),
       queue_(std::move(queue)),
       cost_(std::move(cost)),
       optimizer_(std::move(optimizer)),
       frozen_(std::move(frozen)),
+      precision_(precision),
       layout_(*graph_),
       padded_(at(layout_.size())) {
-  check_device_graph(*graph_);
+  check_device_graph(*graph_, precision_);
+  if (scales_losses()) {
+    loss_scale_.adapts = 1;
+    set_loss_scale(kFirstLossScale, 0);
+  }
   frozen_.resize(graph_->parameters().size(), 0);
   const std::lock_guard<std::mutex> lock(queue_->mutex());
   const Index n = layout_.size();
   w_ = DeviceArray<float>(queue_, n, "parameters");
   dw_ = DeviceArray<float>(queue_, n, "gradient");
+  copy_ = reduced_copy(queue_, n, precision_);
   for (int i = 0; i < optimizer_->n_state(); ++i)
     if (rule_uses_state(optimizer_->rule(), optimizer_->hyper().data(), i))
       state_.emplace_back(queue_, n, "state of the optimiser");
@@ -58,6 +70,7 @@ DeviceTrainer::DeviceTrainer(std::shared_ptr<const Graph> graph, std::shared_ptr
 void DeviceTrainer::upload(const float* w) {
   layout_.spread(*graph_, w, padded_.data());
   w_.from_host(padded_.data(), layout_.size());
+  if (copy_.values()) queue_->convert(layout_.size(), w_.data(), copy_.values());
   for (std::size_t i = 0; i < state_.size(); ++i) {
     if (!state_[i].data()) continue;
     layout_.spread(*graph_, optimizer_->state(static_cast<int>(i)), padded_.data());
@@ -93,6 +106,24 @@ void DeviceTrainer::rewind(Index steps) {
   optimizer_->steps = steps_before_ + steps;
 }
 
+void DeviceTrainer::set_loss_scale(double scale, std::int64_t good_steps) {
+  if (!(scale >= kLeastLossScale && scale <= kMostLossScale) || good_steps < 0 ||
+      good_steps >= kLossScaleSteps)
+    throw std::invalid_argument("loss scale: out of range");
+  loss_scale_.scale = scale;
+  loss_scale_.inverse = static_cast<float>(1 / scale);
+  loss_scale_.good = good_steps;
+}
+
+// Where the device is after what was queued; waits for it.
+DeviceStep DeviceTrainer::look() {
+  DeviceStep now;
+  at_.to_host(&now, 1);
+  loss_scale_ = now.loss;
+  loss_scale_.overflow = 0;
+  return now;
+}
+
 DeviceTrainer::Step& DeviceTrainer::step_for(Index count, bool resident, TargetSpec target,
                                              bool weighted, bool train, std::uint64_t seed,
                                              bool allow_non_finite) {
@@ -110,6 +141,7 @@ DeviceTrainer::Step& DeviceTrainer::step_for(Index count, bool resident, TargetS
   step.count = count;
   step.resident = resident;
   step.run.w = w_.data();
+  step.run.copy = copy_.values();
   step.run.dw = dw_.data();
   step.run.train = train;
   step.run.seed = seed;
@@ -117,7 +149,8 @@ DeviceTrainer::Step& DeviceTrainer::step_for(Index count, bool resident, TargetS
   step.allow_non_finite = allow_non_finite;
   step.objective = std::make_unique<DeviceObjective>(
       graph_, queue_, cost_, target, weighted,
-      DevicePlanOptions{.count = count, .gradients = true, .frozen = frozen_});
+      DevicePlanOptions{
+          .count = count, .gradients = true, .precision = precision_, .frozen = frozen_});
   steps_.push_front(std::move(step));
   return steps_.front();
 }
@@ -139,8 +172,10 @@ void DeviceTrainer::queue_step(Step& step) {
   u.at = at_.data();
   u.clip_value = static_cast<float>(optimizer_->options().clip_value);
   u.clip_norm = optimizer_->options().clip_norm;
+  u.copy = copy_.values();
+  if (scales_losses()) queue_->find_overflow(at_.data(), u.n, u.g, u.what);
   queue_->update(u);
-  queue_->close_step(at_.data(), step.count);
+  queue_->close_step(at_.data(), step.count, step.allow_non_finite);
 }
 
 // The first step of a shape is made call by call: libraries load their kernels on first use, which
@@ -175,20 +210,22 @@ double DeviceTrainer::step(float* w, const Batch& batch, TargetSpec target, doub
   try {
     upload_constants(&lr, 1);
     now.step = optimizer_->steps - 1;
+    now.loss = loss_scale_;
     at_.from_host(&now, 1);
     make(step);
     results_.to_host(results, 2);
-    at_.to_host(&now, 1);
-    if (!now.failed) download(w);
+    now = look();
+    if (now.updates > 0)
+      download(w);
+    else
+      rewind(0);
   } catch (...) {
     rewind(0);
     throw;
   }
-  if (now.failed) {
-    rewind(0);
-    throw NonFiniteLoss("the loss is " + std::to_string(results[0]) + " at step " +
-                        std::to_string(optimizer_->steps) + "; no update was made");
-  }
+  if (now.failed)
+    throw NonFiniteLoss(what_failed(results[0]) + " at step " + std::to_string(optimizer_->steps) +
+                        "; no update was made");
   last_loss = results[0];
   return results[0];
 }
@@ -239,6 +276,7 @@ DeviceTrainer::Made DeviceTrainer::make_steps(Index n, const std::function<bool(
   DeviceStep now;
   now.step = position.step;
   now.first = position.step_in_epoch * options_.batch_size;
+  now.loss = loss_scale_;
   at_.from_host(&now, 1);
   const bool weighted = data_->weight.data() != nullptr;
   auto polled = std::chrono::steady_clock::now();
@@ -259,8 +297,9 @@ DeviceTrainer::Made DeviceTrainer::make_steps(Index n, const std::function<bool(
                 next_order_.data());
     next_epoch_ = position.epoch + 1;
   }
-  at_.to_host(&now, 1);
+  now = look();
   made.steps = now.index;
+  made.updates = now.updates;
   made.failed = now.failed != 0;
   if (!made.stopped) made.stopped = interrupted && interrupted();
   return made;
@@ -290,7 +329,10 @@ std::vector<double> DeviceTrainer::run(const double* lrs, Index n,
   const double loss_before = last_loss;
   const std::int64_t t_before = optimizer_->steps;
   const std::vector<double> scalars_before = optimizer_->scalars();
+  const DeviceLossScale loss_scale_before = loss_scale_;
   std::vector<double> finished;
+  updates_.clear();
+  Index updates = 0;
   Made made;
   double failed_loss = 0;
   try {
@@ -299,12 +341,14 @@ std::vector<double> DeviceTrainer::run(const double* lrs, Index n,
     for (Index done = 0; done < n && !made.failed && !made.stopped; done += made.steps) {
       const Index left = std::min(n - done, steps_per_epoch() - position.step_in_epoch);
       const Index wanted = std::min(left, kMostSteps);
-      upload_constants(lrs + done, wanted);
+      upload_constants(lrs + updates, wanted);  // a skipped step leaves its learning rate
       made = make_steps(wanted, interrupted);
       results.resize(at(2 * (made.steps + made.failed)));
       results_.to_host(results.data(), static_cast<Index>(results.size()));
-      rewind(made.steps);
+      rewind(made.updates);
+      updates += made.updates;
       account(results.data(), made.steps, finished);
+      updates_.resize(finished.size(), updates);
       if (made.failed) failed_loss = results[at(2 * made.steps)];
     }
     download(host_w_);
@@ -312,15 +356,15 @@ std::vector<double> DeviceTrainer::run(const double* lrs, Index n,
     // The host's weights and state are those before the run: so is the position.
     position = position_before;
     last_loss = loss_before;
+    loss_scale_ = loss_scale_before;
     optimizer_->steps = t_before;
     optimizer_->scalars() = scalars_before;
     order_epoch_ = -1;
     throw;
   }
   if (made.failed)
-    throw NonFiniteLoss("the loss is " + std::to_string(failed_loss) + " at epoch " +
-                        std::to_string(position.epoch) + ", step " +
-                        std::to_string(position.step_in_epoch) + " (step " +
+    throw NonFiniteLoss(what_failed(failed_loss) + " at epoch " + std::to_string(position.epoch) +
+                        ", step " + std::to_string(position.step_in_epoch) + " (step " +
                         std::to_string(position.step) +
                         " in all); the weights are those before that step");
   if (made.stopped) throw Interrupted();

@@ -27,6 +27,7 @@ _CACHES: dict[str, Any] = {
     "_short_jacobian": None,  # (wrt, ShortCall)
     "_short_gradient": None,  # (cost, ShortCall)
     "_device": "cpu",
+    "_precision": "float32",
 }
 
 
@@ -97,6 +98,7 @@ class Module(_core.NetBase, metaclass=_ModuleMeta):
     _w_clock: int
     _traces: dict[Any, _compiled.Compiled] | None
     _device: str
+    _precision: str
 
     def __init__(self) -> None:
         self.__dict__.update(
@@ -372,7 +374,7 @@ class Module(_core.NetBase, metaclass=_ModuleMeta):
         """Let training change the parameters of this module again."""
         return self.requires_grad_(True)
 
-    def to(self: M, device: str) -> M:
+    def to(self: M, device: str, precision: str = "float32") -> M:
         """Choose where calls of this net, `vjp` and `value_and_grad` are computed.
 
         The parameters stay in ``net.w``, in the host's memory, and go with every call. All other
@@ -383,6 +385,9 @@ class Module(_core.NetBase, metaclass=_ModuleMeta):
         ----------
         device : str
             "cpu", "cuda", or "cuda:N" for one of several GPUs.
+        precision : str
+            Of calls, `vjp` and `value_and_grad` on a GPU: "float32" (exact), "tf32", "bf16" or
+            "fp16", as in `gradstack.fit`. Results are float32. Other derivatives stay exact.
 
         Returns
         -------
@@ -392,7 +397,8 @@ class Module(_core.NetBase, metaclass=_ModuleMeta):
         Raises
         ------
         ValueError
-            An unknown device, or a float64 net on a GPU.
+            An unknown device or precision, or one that does not go with the other; a float64 net on
+            a GPU.
         RuntimeError
             The CUDA module, the driver or the device is missing; the message says which.
 
@@ -402,12 +408,14 @@ class Module(_core.NetBase, metaclass=_ModuleMeta):
         >>> nn.Linear(2, 1).to("cpu").device
         'cpu'
         """
-        from gradstack._device import open_device, require_float32
+        from gradstack._device import check_precision, open_device, require_float32
 
+        check_precision(precision, device)
         open_device(device)
         if self.w.size:
             require_float32(device, self.w.dtype, type(self).__name__)
         self.__dict__["_device"] = device
+        self.__dict__["_precision"] = precision
         clock.now += 1
         return self
 
