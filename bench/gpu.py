@@ -3,7 +3,8 @@
 Needs nvcc, CMake, pybind11 and PyTorch with CUDA; JAX takes part where it is installed with CUDA.
 Offline, under ten minutes. Every net is trained by everyone from the same weights on the same
 resident data, shuffled on the device once per epoch, in float32 without tf32 unless a row says so.
-Before it is timed, the gradient of each net is compared with float64 on the CPU.
+Before it is timed, the gradient of each net is compared with float64 on the CPU, in every precision
+that is timed; what tensor cores reach in a large product is measured in the same run.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ LOADS = (
 )
 SMOKE = (Load("smoke", (8, 16, 4), 256, 32, "cross_entropy", 0.9),)
 LR = 0.01
+PRECISIONS = ("float32", "tf32", "bf16")
 
 
 class Task:
@@ -124,8 +126,9 @@ def case_list() -> str:
     """Run the tests of the device."""
     if importlib.util.find_spec("pytest") is None:
         return "not run: pytest is not installed"
+    tests = sorted(map(str, ROOT.glob("tests/test_cuda*.py")))
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_cuda.py"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
         cwd=ROOT,
         env={**os.environ, "GRADSTACK_REQUIRE_CUDA": "1", "PYTHONPATH": str(ROOT / "python")},
         capture_output=True,
@@ -136,18 +139,46 @@ def case_list() -> str:
     return "\n".join(lines[-20:] if done.returncode else lines[-1:])
 
 
-def gradient_error(task: Task) -> float:
-    """Largest error of the device's gradient against float64, relative to the largest entry."""
+def gradient_errors(task: Task) -> dict[str, float]:
+    """Largest error of the device's gradients against float64, relative to the largest entry."""
     import gradstack as gs
 
     count = min(task.load.batch, 4096)
     x, y = task.x[:count], task.y[:count]
     _, expected = gs.value_and_grad(task.net(np.float64), task.cost(), x, y)
-    _, dw = gs.value_and_grad(task.net().to("cuda"), task.cost(), x, y)
-    return float(np.abs(dw - expected).max() / np.abs(expected).max())
+    errors = {}
+    for precision in PRECISIONS:
+        net = task.net().to("cuda", precision=precision)
+        _, dw = gs.value_and_grad(net, task.cost(), x, y)
+        errors[precision] = float(np.abs(dw - expected).max() / np.abs(expected).max())
+    return errors
 
 
-def gradstack_run(task: Task) -> Callable[[int], None]:
+def matmul_rates(smoke: bool) -> dict[str, float]:
+    """Operations per second that PyTorch's product of large square matrices reaches here."""
+    import torch
+
+    device, size = ("cpu", 256) if smoke else ("cuda", 8192)
+    rates = {}
+    for precision in PRECISIONS:
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        a = torch.randn(size, size, device=device, dtype=dtype)
+        b, c = torch.randn_like(a), torch.empty_like(a)
+        best = float("inf")
+        for _ in range(10):
+            began = time.perf_counter()
+            for _ in range(4):
+                torch.mm(a, b, out=c)
+            if not smoke:
+                torch.cuda.synchronize()
+            best = min(best, (time.perf_counter() - began) / 4)
+        rates[precision] = 2.0 * size**3 / best
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return rates
+
+
+def gradstack_run(task: Task, precision: str) -> Callable[[int], None]:
     """`fit` with the data resident; one call makes all epochs."""
     import gradstack as gs
     from gradstack import optim
@@ -158,7 +189,7 @@ def gradstack_run(task: Task) -> Callable[[int], None]:
     optimizer = optim.SGD(lr=LR, momentum=task.load.momentum)
     compiled = training_graph(net, settle_shapes(net, task.x))
     data = read_data(net, compiled, cost, task.x, task.y, None)
-    options = Options(task.load.batch, True, 0, 0, False, "cuda")
+    options = Options(task.load.batch, True, 0, 0, False, "cuda", precision)
     engine = CoreEngine(net, compiled, cost, optimizer, data, options)
     assert gs  # the package is loaded before anything is timed
 
@@ -270,7 +301,9 @@ def jax_run(task: Task) -> Callable[[int], None]:
 def competitors(task: Task, smoke: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Names, and what makes each one's run."""
     device = "cpu" if smoke else "cuda"
-    yield "gradstack", lambda: gradstack_run(task)
+    yield "gradstack", lambda: gradstack_run(task, "float32")
+    yield "gradstack, tf32", lambda: gradstack_run(task, "tf32")
+    yield "gradstack, bf16", lambda: gradstack_run(task, "bf16")
     yield "PyTorch eager", lambda: torch_run(task, "eager", device)
     if not smoke:
         yield "PyTorch CUDA graph", lambda: torch_run(task, "graph", device)
@@ -285,10 +318,15 @@ def competitors(task: Task, smoke: bool) -> Iterator[tuple[str, Callable[[], Any
             yield "JAX jit", lambda: jax_run(task)
 
 
-def measure(task: Task, smoke: bool, repeats: int) -> dict[str, Any]:
+def precision_of(name: str) -> str:
+    """What a competitor computes in, by its name."""
+    return next((p for p in PRECISIONS if p in name), "float32")
+
+
+def measure(task: Task, smoke: bool, repeats: int, rates: dict[str, float]) -> dict[str, Any]:
     """Seconds of an epoch for everybody who takes part."""
     load = task.load
-    result: dict[str, Any] = {**asdict(load), "gradient error": gradient_error(task)}
+    result: dict[str, Any] = {**asdict(load), "gradient error": gradient_errors(task)}
     runs: dict[str, Callable[[int], None]] = {}
     for name, make in competitors(task, smoke):
         # A peer that cannot run here must not cost the others their figures.
@@ -305,6 +343,7 @@ def measure(task: Task, smoke: bool, repeats: int) -> dict[str, Any]:
             "best": timing.best,
             "median": timing.median,
             "Tflop/s": load.flops() / timing.best / 1e12,
+            "share of a large product": load.flops() / timing.best / rates[precision_of(name)],
         }
     return result
 
@@ -313,12 +352,14 @@ def show(row: dict[str, Any]) -> None:
     """Print a table of one load."""
     widths = "-".join(map(str, row["widths"]))
     print(f"\n{row['name']}: {widths}, {row['samples']} samples, batch {row['batch']}")
-    print(f"  gradient error against float64: {row['gradient error']:.1e}")
+    errors = ", ".join(f"{e:.1e} in {p}" for p, e in row["gradient error"].items())
+    print(f"  gradient error against float64: {errors}")
     for name, timing in row.items():
-        if isinstance(timing, dict):
+        if isinstance(timing, dict) and "best" in timing:
             print(
                 f"  {name:28s} {timing['best'] * 1e3:9.2f} ms an epoch (median "
-                f"{timing['median'] * 1e3:9.2f}), {timing['Tflop/s']:7.2f} Tflop/s"
+                f"{timing['median'] * 1e3:9.2f}), {timing['Tflop/s']:7.2f} Tflop/s, "
+                f"{timing['share of a large product']:4.0%} of a large product's rate"
             )
         elif isinstance(timing, str) and timing.startswith("failed"):
             print(f"  {name:28s} {timing}")
@@ -329,7 +370,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=pathlib.Path, help="write the figures there")
     parser.add_argument("--no-build", action="store_true", help="use the modules that are there")
-    parser.add_argument("--no-tests", action="store_true", help="leave out tests/test_cuda.py")
+    parser.add_argument("--no-tests", action="store_true", help="leave out tests/test_cuda*.py")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
         "--smoke", action="store_true", help="a tiny net, peers on the CPU: checks this program"
@@ -348,11 +389,15 @@ def main() -> None:
     if not arguments.no_tests:
         report["tests"] = case_list()
         print(report["tests"])
+    rates = matmul_rates(arguments.smoke)
+    report["large product Tflop/s"] = {p: rate / 1e12 for p, rate in rates.items()}
+    reached = ", ".join(f"{rate / 1e12:.1f} in {p}" for p, rate in rates.items())
+    print(f"Tflop/s of a large product in PyTorch: {reached}")
     for load in SMOKE if arguments.smoke else LOADS:
         if time.monotonic() - began > 60 * MINUTES:
             print(f"\n{load.name}: left out, {MINUTES:g} minutes have passed")
             continue
-        row = measure(Task(load), arguments.smoke, arguments.repeats)
+        row = measure(Task(load), arguments.smoke, arguments.repeats, rates)
         report["loads"].append(row)
         show(row)
         if arguments.json:  # after each: an interrupted run keeps what it has

@@ -278,8 +278,8 @@ void DeviceLinearization::vjp(const std::vector<const float*>& dys, const std::v
       most = std::max(most, std::abs(dys[i][j]));  // NaN is left to the results
   int exponent = 0;
   std::frexp(most, &exponent);
-  for (double scale = std::min(std::ldexp(1.0, kCotangentExponent - exponent), kMostLossScale);;
-       scale /= 2) {
+  const double first = std::ldexp(1.0, std::clamp(kCotangentExponent - exponent, -96, 96));
+  for (double scale = first;; scale /= 2) {
     const auto times = static_cast<float>(scale), inverse = static_cast<float>(1 / scale);
     for (std::size_t i = 0; i < dys.size(); ++i) {
       if (!dys[i]) continue;
@@ -292,7 +292,7 @@ void DeviceLinearization::vjp(const std::vector<const float*>& dys, const std::v
     for (std::size_t i = 0; i < dxs.size(); ++i)
       if (dxs[i])
         finite &= scale_all(dxs[i], static_cast<Index>(sizes(graph().inputs(), i)), inverse);
-    if (finite || scale <= kLeastLossScale || !std::isfinite(most)) return;
+    if (finite || scale <= first * kLeastLossScale || !std::isfinite(most)) return;
   }
 }
 
