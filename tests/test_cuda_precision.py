@@ -225,6 +225,7 @@ def test_values_and_gradients_within_the_bounds_of_the_format(
         error = np.abs(got - bound.value)
         assert (error <= bound.error).all()
         off = max(off, float(error.max() / np.abs(bound.value).max()))
+    assert off < 6 * UNIT[precision]  # errors of both signs: far from the worst case
     if widths[0] > 1:  # not float32 under another name, nor far better than it can be
         assert off > UNIT[precision] / 16
 
@@ -271,9 +272,9 @@ def test_random_graphs(cuda: str, rng: np.random.Generator, seed: int, precision
         pairs = [*zip(zs, ys, strict=True), (other_dw, dw)]
         pairs += zip(*(d if isinstance(d, tuple) else (d,) for d in (other, dxs)), strict=True)
         for got, expected in pairs:
-            # Some 20 blocks one after the other, each of which rounds.
+            # Up to 30 blocks, each of which rounds: the errors add up as their square root does.
             scale = 1 + np.abs(expected).max(initial=0)
-            np.testing.assert_allclose(got, expected, rtol=0, atol=20 * UNIT[precision] * scale)
+            np.testing.assert_allclose(got, expected, rtol=0, atol=6 * UNIT[precision] * scale)
 
 
 @pytest.mark.parametrize("precision", REDUCED)
@@ -363,7 +364,7 @@ def test_training_reaches_the_loss_of_float32(
         _, history = trained(cuda, net, x, y, each, optim.Adam(lr=0.01), **options)
         losses[each] = history.val_loss[-1]
     assert losses["float32"] < 0.1
-    assert losses[precision] < 1.25 * losses["float32"] + 0.01
+    assert losses[precision] < 1.1 * losses["float32"] + 0.01
 
 
 @pytest.mark.parametrize("precision", REDUCED)
