@@ -272,9 +272,9 @@ def test_random_graphs(cuda: str, rng: np.random.Generator, seed: int, precision
         pairs = [*zip(zs, ys, strict=True), (other_dw, dw)]
         pairs += zip(*(d if isinstance(d, tuple) else (d,) for d in (other, dxs)), strict=True)
         for got, expected in pairs:
-            # Up to 30 blocks, each of which rounds: the errors add up as their square root does.
+            # Up to 30 blocks, each of which rounds; a softmax of values up to 30 magnifies.
             scale = 1 + np.abs(expected).max(initial=0)
-            np.testing.assert_allclose(got, expected, rtol=0, atol=6 * UNIT[precision] * scale)
+            np.testing.assert_allclose(got, expected, rtol=0, atol=20 * UNIT[precision] * scale)
 
 
 @pytest.mark.parametrize("precision", REDUCED)

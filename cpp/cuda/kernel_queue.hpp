@@ -6,10 +6,20 @@
 namespace gradstack::device {
 
 template <class L>
+template <class F, class Z, class T, class... Rest>
+void KernelQueue<L>::map(const char* name, Index n, const F& f, Z* z, bool accumulate, const T* x,
+                         const Rest*... rest) {
+  const bool aligned = holds_packs(z) && holds_packs(x) && (holds_packs(rest) && ...);
+  launch_.each(name, (n + kPack - 1) / kPack,
+               Map<T, Z, 1 + static_cast<int>(sizeof...(Rest)), F>{
+                   f, n, {x, rest...}, z, accumulate, aligned});
+}
+
+template <class L>
 void KernelQueue<L>::forward(const DeviceOp& op, Index n, DeviceIn s, DeviceOut z) {
   visit_type(z.type, [&]<class T>() {
     visit_op(op.id, op.p, [&](auto h) {
-      launch_.each(decltype(h)::info.name, n, Forward<T, decltype(h)>{h, s.as<T>(), z.as<T>()});
+      map(decltype(h)::info.name, n, Forward<decltype(h)>{h}, z.as<T>(), false, s.as<T>());
     });
   });
 }
@@ -17,11 +27,11 @@ void KernelQueue<L>::forward(const DeviceOp& op, Index n, DeviceIn s, DeviceOut 
 template <class L>
 void KernelQueue<L>::backward(const DeviceOp& op, Index n, DeviceIn s, DeviceIn z, DeviceIn dz,
                               DeviceOut ds, bool accumulate) {
+  const bool from_z = !s;
   visit_type(ds.type, [&]<class T>() {
     visit_op(op.id, op.p, [&](auto h) {
-      launch_.each(
-          decltype(h)::info.name, n,
-          Backward<T, decltype(h)>{h, s.as<T>(), z.as<T>(), dz.as<T>(), ds.as<T>(), accumulate});
+      map(decltype(h)::info.name, n, Backward<decltype(h)>{h, from_z}, ds.as<T>(), accumulate,
+          (from_z ? z : s).template as<T>(), dz.as<T>());
     });
   });
 }
@@ -31,8 +41,8 @@ void KernelQueue<L>::bias_forward(const DeviceOp& op, Index rows, Index cols, De
                                   DeviceOut s) {
   visit_type(s.type, [&]<class T>() {
     visit_op(op.id < 0 ? 0 : op.id, op.p, [&](auto h) {  // op 0 is the identity
-      launch_.each("bias", rows * cols,
-                   BiasForward<T, decltype(h)>{h, {cols}, bias.as<T>(), s.as<T>()});
+      const BiasForward<T, decltype(h)> f{h, {cols}, bias.as<T>()};
+      map("bias", rows * cols, f, s.as<T>(), false, DeviceIn(s).as<T>());
     });
   });
 }
@@ -40,7 +50,7 @@ void KernelQueue<L>::bias_forward(const DeviceOp& op, Index rows, Index cols, De
 template <class L>
 void KernelQueue<L>::binary(DeviceBinary kind, Index n, DeviceIn a, DeviceIn b, DeviceOut z) {
   visit_type(z.type, [&]<class T>() {
-    launch_.each("binary", n, Binary<T>{kind, a.as<T>(), b.as<T>(), z.as<T>()});
+    map("binary", n, Binary{kind}, z.as<T>(), false, a.as<T>(), b.as<T>());
   });
 }
 
@@ -48,9 +58,8 @@ template <class L>
 void KernelQueue<L>::binary_backward(DeviceBinary kind, bool first, Index n, DeviceIn a, DeviceIn b,
                                      DeviceIn dz, DeviceOut to, bool accumulate) {
   visit_type(to.type, [&]<class T>() {
-    launch_.each(
-        "binary_backward", n,
-        BinaryBackward<T>{kind, first, a.as<T>(), b.as<T>(), dz.as<T>(), to.as<T>(), accumulate});
+    map("binary_backward", n, BinaryBackward{kind, first}, to.as<T>(), accumulate, a.as<T>(),
+        b.as<T>(), dz.as<T>());
   });
 }
 
@@ -97,13 +106,11 @@ void KernelQueue<L>::column_sums(Index rows, Index d, DeviceIn x, float* out, bo
 
 template <class L> void KernelQueue<L>::convert(Index n, DeviceIn from, DeviceOut to) {
   if (from.type == DeviceType::Float32)
-    visit_type(to.type, [&]<class T>() {
-      launch_.each("convert", n, Convert<float, T>{from.as<float>(), to.as<T>()});
-    });
+    visit_type(to.type,
+               [&]<class T>() { map("convert", n, Same{}, to.as<T>(), false, from.as<float>()); });
   else
-    visit_type(from.type, [&]<class T>() {
-      launch_.each("convert", n, Convert<T, float>{from.as<T>(), to.as<float>()});
-    });
+    visit_type(from.type,
+               [&]<class T>() { map("convert", n, Same{}, to.as<float>(), false, from.as<T>()); });
 }
 
 template <class L> void KernelQueue<L>::sparse(const DeviceSparse& s) {

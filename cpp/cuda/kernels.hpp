@@ -10,27 +10,13 @@
 // are stored (half.hpp); arithmetic is float32.
 #pragma once
 
+#include "elementwise.hpp"
 #include "gradstack/costs.hpp"
 #include "gradstack/device.hpp"
 #include "gradstack/ops.hpp"
 #include "gradstack/random.hpp"
-#include "half.hpp"
 
 namespace gradstack::device {
-
-// Row and column of element i: 32-bit division where it suffices, as 64-bit division is a call.
-struct Split {
-  Index cols;
-  GS_HD Index row(Index i) const {
-    if (i <= 0xffffffffLL && cols <= 0xffffffffLL)
-      return static_cast<Index>(static_cast<std::uint32_t>(i) / static_cast<std::uint32_t>(cols));
-    return i / cols;
-  }
-};
-
-template <class T> GS_HD GS_INLINE void put(T* to, float value, bool accumulate) {
-  store(to, accumulate ? load(*to) + value : value);
-}
 
 // In place of a type that the kernel knows, for kernels that write one value in several types.
 GS_HD GS_INLINE void store_at(const DeviceOut& to, Index i, float value) {
@@ -43,83 +29,6 @@ GS_HD GS_INLINE void store_at(const DeviceOut& to, Index i, float value) {
       return store(to.as<float>() + i, value);
   }
 }
-
-template <class From, class To> struct Convert {
-  const From* from;
-  To* to;
-  GS_HD void operator()(Index i) const { store(to + i, load(from[i])); }
-};
-
-template <class T, class Op> struct Forward {
-  Op op;
-  const T* s;
-  T* z;
-  GS_HD void operator()(Index i) const { store(z + i, op.h(load(s[i]))); }
-};
-
-template <class T, class Op> struct BiasForward {
-  Op op;
-  Split at;
-  const T* bias;  // null: none
-  T* s;
-  GS_HD void operator()(Index i) const {
-    const float b = bias ? load(bias[i - at.row(i) * at.cols]) : 0.0F;
-    store(s + i, op.h(load(s[i]) + b));
-  }
-};
-
-template <class T, class Op> struct Backward {
-  Op op;
-  const T *s, *z, *dz;
-  T* ds;
-  bool accumulate;
-  GS_HD void operator()(Index i) const {
-    float slope = 0;
-    if constexpr (Op::has_d1_from_z) {
-      slope = s ? op.d1(load(s[i])) : op.d1_from_z(load(z[i]));
-    } else {
-      slope = op.d1(load(s[i]));
-    }
-    put(ds + i, load(dz[i]) * slope, accumulate);
-  }
-};
-
-template <class T> struct Binary {
-  DeviceBinary kind;
-  const T *a, *b;
-  T* z;
-  GS_HD void operator()(Index i) const {
-    const float x = load(a[i]), y = load(b[i]);
-    switch (kind) {
-      case DeviceBinary::Add:
-        return store(z + i, x + y);
-      case DeviceBinary::Sub:
-        return store(z + i, x - y);
-      case DeviceBinary::Mul:
-        return store(z + i, x * y);
-      default:
-        return store(z + i, x / y);
-    }
-  }
-};
-
-template <class T> struct BinaryBackward {
-  DeviceBinary kind;
-  bool first;
-  const T *a, *b, *dz;
-  T* to;
-  bool accumulate;
-  GS_HD void operator()(Index i) const {
-    float d = load(dz[i]);
-    if (kind == DeviceBinary::Sub && !first) d = -d;
-    if (kind == DeviceBinary::Mul) d *= load(first ? b[i] : a[i]);
-    if (kind == DeviceBinary::Div) {
-      d /= load(b[i]);
-      if (!first) d = -d * (load(a[i]) / load(b[i]));
-    }
-    put(to + i, d, accumulate);
-  }
-};
 
 template <class T> struct Columns {
   DeviceColumns c;
@@ -459,6 +368,10 @@ template <class Launch> class KernelQueue : public DeviceQueue {
  protected:
   // In place s = h(s + bias), for products whose library call took neither.
   void bias_forward(const DeviceOp& op, Index rows, Index cols, DeviceIn bias, DeviceOut s);
+
+  template <class F, class Z, class T, class... Rest>
+  void map(const char* name, Index n, const F& f, Z* z, bool accumulate, const T* x,
+           const Rest*... rest);
 
   // Partial sums of columns, and the clip factor behind them.
   static constexpr Index kScratch = Index{1} << 20;  // floats

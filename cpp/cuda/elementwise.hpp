@@ -1,0 +1,129 @@
+// Element-wise kernels: z[i] (+)= f(i, x[0][i], ...). A thread takes kPack values, which it loads
+// and stores at once: one value of 16 bits at a time would leave half of the memory's speed unused.
+#pragma once
+
+#include "gradstack/device.hpp"
+#include "half.hpp"
+
+namespace gradstack::device {
+
+// Row and column of element i: 32-bit division where it suffices, as 64-bit division is a call.
+struct Split {
+  Index cols;
+  GS_HD Index row(Index i) const {
+    if (i <= 0xffffffffLL && cols <= 0xffffffffLL)
+      return static_cast<Index>(static_cast<std::uint32_t>(i) / static_cast<std::uint32_t>(cols));
+    return i / cols;
+  }
+};
+
+template <class T> GS_HD GS_INLINE void put(T* to, float value, bool accumulate) {
+  store(to, accumulate ? load(*to) + value : value);
+}
+
+inline constexpr Index kPack = 4;
+
+template <class T> struct alignas(kPack * sizeof(T)) Pack { T at[kPack]; };
+
+template <class T> bool holds_packs(const T* p) {
+  return reinterpret_cast<std::uintptr_t>(p) % alignof(Pack<T>) == 0;
+}
+
+// One thread of a pack. F computes in float32: float f(Index i, const float (&x)[kInputs]).
+template <class T, class Z, int kInputs, class F> struct Map {
+  F f;
+  Index n;
+  const T* x[kInputs];
+  Z* z;
+  bool accumulate;
+  bool aligned;  // all pointers hold packs
+
+  GS_HD void operator()(Index k) const {
+    const Index first = k * kPack;
+    if (aligned && first + kPack <= n) {
+      Pack<T> in[kInputs];
+      for (int j = 0; j < kInputs; ++j) in[j] = reinterpret_cast<const Pack<T>*>(x[j])[k];
+      Pack<Z> out{};
+      if (accumulate) out = reinterpret_cast<const Pack<Z>*>(z)[k];
+      for (Index l = 0; l < kPack; ++l) {
+        float values[kInputs];
+        for (int j = 0; j < kInputs; ++j) values[j] = load(in[j].at[l]);
+        put(out.at + l, f(first + l, values), accumulate);
+      }
+      reinterpret_cast<Pack<Z>*>(z)[k] = out;
+      return;
+    }
+    for (Index i = first; i < n && i < first + kPack; ++i) {
+      float values[kInputs];
+      for (int j = 0; j < kInputs; ++j) values[j] = load(x[j][i]);
+      put(z + i, f(i, values), accumulate);
+    }
+  }
+};
+
+struct Same {
+  GS_HD float operator()(Index, const float (&x)[1]) const { return x[0]; }
+};
+
+template <class Op> struct Forward {
+  Op op;
+  GS_HD float operator()(Index, const float (&s)[1]) const { return op.h(s[0]); }
+};
+
+template <class T, class Op> struct BiasForward {
+  Op op;
+  Split at;
+  const T* bias;  // null: none
+  GS_HD float operator()(Index i, const float (&s)[1]) const {
+    return op.h(s[0] + (bias ? load(bias[i - at.row(i) * at.cols]) : 0.0F));
+  }
+};
+
+// Of (s or z, dz).
+template <class Op> struct Backward {
+  Op op;
+  bool from_z;
+  GS_HD float operator()(Index, const float (&x)[2]) const {
+    if constexpr (Op::has_d1_from_z) {
+      if (from_z) return x[1] * op.d1_from_z(x[0]);
+    }
+    return x[1] * op.d1(x[0]);
+  }
+};
+
+struct Binary {
+  DeviceBinary kind;
+  GS_HD float operator()(Index, const float (&x)[2]) const {
+    switch (kind) {
+      case DeviceBinary::Add:
+        return x[0] + x[1];
+      case DeviceBinary::Sub:
+        return x[0] - x[1];
+      case DeviceBinary::Mul:
+        return x[0] * x[1];
+      default:
+        return x[0] / x[1];
+    }
+  }
+};
+
+// Of (a, b, dz).
+struct BinaryBackward {
+  DeviceBinary kind;
+  bool first;
+  GS_HD float operator()(Index, const float (&x)[3]) const {
+    const float a = x[0], b = x[1], dz = x[2];
+    switch (kind) {
+      case DeviceBinary::Add:
+        return dz;
+      case DeviceBinary::Sub:
+        return first ? dz : -dz;
+      case DeviceBinary::Mul:
+        return dz * (first ? b : a);
+      default:
+        return first ? dz / b : -(dz / b) * (a / b);
+    }
+  }
+};
+
+}  // namespace gradstack::device
