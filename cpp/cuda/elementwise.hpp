@@ -23,7 +23,16 @@ template <class T> GS_HD GS_INLINE void put(T* to, float value, bool accumulate)
 
 inline constexpr Index kPack = 4;
 
-template <class T> struct alignas(kPack * sizeof(T)) Pack { T at[kPack]; };
+template <class T> struct alignas(kPack * sizeof(T)) Pack {
+  T at[kPack];
+  // Moves on to the next value; the first one goes, `last` comes. Registers have no index: a loop
+  // that takes at[0] and moves on stays in them without being unrolled. Unrolled, kernels with
+  // divisions, which are calls, spill registers.
+  GS_HD GS_INLINE void next(T last) {
+    for (Index i = 0; i + 1 < kPack; ++i) at[i] = at[i + 1];
+    at[kPack - 1] = last;
+  }
+};
 
 template <class T> bool holds_packs(const T* p) {
   return reinterpret_cast<std::uintptr_t>(p) % alignof(Pack<T>) == 0;
@@ -45,10 +54,18 @@ template <class T, class Z, int kInputs, class F> struct Map {
       for (int j = 0; j < kInputs; ++j) in[j] = reinterpret_cast<const Pack<T>*>(x[j])[k];
       Pack<Z> out{};
       if (accumulate) out = reinterpret_cast<const Pack<Z>*>(z)[k];
+#if defined(__CUDA_ARCH__)
+#pragma unroll 1
+#endif
       for (Index l = 0; l < kPack; ++l) {
         float values[kInputs];
-        for (int j = 0; j < kInputs; ++j) values[j] = load(in[j].at[l]);
-        put(out.at + l, f(first + l, values), accumulate);
+        for (int j = 0; j < kInputs; ++j) {
+          values[j] = load(in[j].at[0]);
+          in[j].next(in[j].at[0]);
+        }
+        Z value = out.at[0];
+        put(&value, f(first + l, values), accumulate);
+        out.next(value);
       }
       reinterpret_cast<Pack<Z>*>(z)[k] = out;
       return;
