@@ -38,7 +38,8 @@ template <class T> bool holds_packs(const T* p) {
   return reinterpret_cast<std::uintptr_t>(p) % alignof(Pack<T>) == 0;
 }
 
-// One thread of a pack. F computes in float32: float f(Index i, const float (&x)[kInputs]).
+// One thread of a pack. F computes in float32: float f(Index i, const float (&x)[kInputs]); i may
+// go up to the end of a pack that n cuts.
 template <class T, class Z, int kInputs, class F> struct Map {
   F f;
   Index n;
@@ -49,31 +50,37 @@ template <class T, class Z, int kInputs, class F> struct Map {
 
   GS_HD void operator()(Index k) const {
     const Index first = k * kPack;
-    if (aligned && first + kPack <= n) {
-      Pack<T> in[kInputs];
+    const bool whole = aligned && first + kPack <= n;
+    Pack<T> in[kInputs] = {};
+    Pack<Z> out = {};
+    if (whole) {
       for (int j = 0; j < kInputs; ++j) in[j] = reinterpret_cast<const Pack<T>*>(x[j])[k];
-      Pack<Z> out{};
       if (accumulate) out = reinterpret_cast<const Pack<Z>*>(z)[k];
+    } else {
+      for (Index l = 0; l < kPack; ++l) {
+        if (first + l >= n) break;
+        for (int j = 0; j < kInputs; ++j) in[j].at[l] = x[j][first + l];
+        if (accumulate) out.at[l] = z[first + l];
+      }
+    }
 #if defined(__CUDA_ARCH__)
 #pragma unroll 1
 #endif
-      for (Index l = 0; l < kPack; ++l) {
-        float values[kInputs];
-        for (int j = 0; j < kInputs; ++j) {
-          values[j] = load(in[j].at[0]);
-          in[j].next(in[j].at[0]);
-        }
-        Z value = out.at[0];
-        put(&value, f(first + l, values), accumulate);
-        out.next(value);
-      }
-      reinterpret_cast<Pack<Z>*>(z)[k] = out;
-      return;
-    }
-    for (Index i = first; i < n && i < first + kPack; ++i) {
+    for (Index l = 0; l < kPack; ++l) {
       float values[kInputs];
-      for (int j = 0; j < kInputs; ++j) values[j] = load(x[j][i]);
-      put(z + i, f(i, values), accumulate);
+      for (int j = 0; j < kInputs; ++j) {
+        values[j] = load(in[j].at[0]);
+        in[j].next(in[j].at[0]);
+      }
+      Z value = out.at[0];
+      put(&value, f(first + l, values), accumulate);
+      out.next(value);
+    }
+    if (whole) {
+      reinterpret_cast<Pack<Z>*>(z)[k] = out;
+    } else {
+      for (Index l = 0; l < kPack; ++l)
+        if (first + l < n) z[first + l] = out.at[l];
     }
   }
 };

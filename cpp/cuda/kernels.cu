@@ -10,8 +10,11 @@ constexpr int kSmallBlock = 64;  // little work: spread it over the processors
 constexpr Index kSmall = Index{1} << 14;
 constexpr Index kWaves = 16;  // blocks per processor at most; each takes several turns
 constexpr int kSumBlock = 1024;
+// Blocks that a processor is to hold: what ptxas may share registers out among.
+constexpr int kHeld = 4;
 
-template <class Body> __global__ void __launch_bounds__(kBlock) run_each(Index n, Body body) {
+template <class Body>
+__global__ void __launch_bounds__(kBlock, kHeld) run_each(Index n, Body body) {
   const Index stride = static_cast<Index>(gridDim.x) * blockDim.x;
   for (Index i = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += stride)
     body(i);
