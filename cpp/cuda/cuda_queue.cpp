@@ -1,41 +1,22 @@
 // The queue of a GPU: memory, matrix products by cuBLASLt, recordings as CUDA graphs. Compiled by
 // the host's compiler; kernels.cu has the kernels.
 #include <cublasLt.h>
-#include <pthread.h>
 
-#include <atomic>
 #include <cstdlib>
 #include <map>
 #include <tuple>
 
 #include "cuda_device.hpp"
 #include "cuda_launch.hpp"
+#include "cuda_lines.hpp"
+#include "process.hpp"
 
 namespace gradstack::device {
 namespace {
 
-// CUDA does not survive a fork: the child would use memory and locks of its parent's driver.
-std::atomic<bool> forked{false};
-std::atomic<bool> fork_watched{false};
-
-void watch_forks() {
-  if (!fork_watched.exchange(true)) pthread_atfork(nullptr, nullptr, [] { forked = true; });
-}
-
-void check_process() {
-  if (forked)
-    throw DeviceError(
-        "CUDA was in use when this process was forked, which CUDA does not support: use the "
-        "device in the parent alone, or start processes with multiprocessing's 'spawn'");
-}
-
 void check(cublasStatus_t status, const char* what) {
   if (status != CUBLAS_STATUS_SUCCESS)
     throw DeviceError(std::string("cuBLASLt: ") + what + ": " + cublasLtGetStatusString(status));
-}
-
-std::string mebibytes(std::size_t bytes) {
-  return std::to_string((bytes + (1 << 20) - 1) >> 20) + " MiB";
 }
 
 class Recording final : public DeviceRecording {
@@ -80,6 +61,14 @@ class CudaQueue final : public KernelQueue<CudaLaunch> {
   void to_host(void* host, const void* from, std::size_t bytes) override;
   void zero(void* to, std::size_t bytes) override;
   void synchronize() override;
+  DeviceMemory memory() override;
+  void* allocate_host(std::size_t bytes, const char* what) override;
+  void release_host(void* memory) noexcept override;
+  void copy_beside(void* to, const void* locked, std::size_t bytes) override;
+  std::unique_ptr<DeviceFence> fence() override;
+  void mark(DeviceFence& fence, DeviceLine line) override;
+  void hold(DeviceLine line, const DeviceFence& fence) override;
+  void wait_for(const DeviceFence& fence) override;
   void record() override;
   std::unique_ptr<DeviceRecording> recorded() override;
   void abandon_recording() noexcept override;
@@ -99,8 +88,12 @@ class CudaQueue final : public KernelQueue<CudaLaunch> {
   bool matmul(const DeviceGemm& g, cublasLtEpilogue_t epilogue, const void* vector);
   void wait(const char* what);
   void destroy() noexcept;
+  cudaStream_t stream(DeviceLine line) const {
+    return line == DeviceLine::Kernels ? launch_.stream : copies_.stream();
+  }
 
   int device_;
+  CopyLine copies_;
   const bool wait_for_each_ = std::getenv("GRADSTACK_CUDA_SYNC") != nullptr;
   std::string name_;
   cublasLtHandle_t blas_ = nullptr;
@@ -120,6 +113,7 @@ CudaQueue::CudaQueue(int device) : device_(device) {
   try {
     device::check(cudaStreamCreateWithFlags(&launch_.stream, cudaStreamNonBlocking),
                   "cudaStreamCreate");
+    copies_.open();
     check(cublasLtCreate(&blas_), "cublasLtCreate");
     workspace_ = allocate(kWorkspace, "the workspace of matrix products");
     scratch_ = static_cast<float*>(allocate(kScratch * sizeof(float), "scratch"));
@@ -139,6 +133,7 @@ void CudaQueue::destroy() noexcept {
   for (void* memory : {workspace_, static_cast<void*>(scratch_), static_cast<void*>(factor_)})
     release(memory);
   if (blas_) cublasLtDestroy(blas_);
+  copies_.close();
   if (launch_.stream) cudaStreamDestroy(launch_.stream);
 }
 
@@ -150,23 +145,19 @@ void CudaQueue::enter() {
 
 void* CudaQueue::allocate(std::size_t bytes, const char* what) {
   enter();
-  void* memory = nullptr;
-  if (const cudaError_t status = cudaMalloc(&memory, bytes); status != cudaSuccess) {
+  void* found = nullptr;
+  if (const cudaError_t status = cudaMalloc(&found, bytes); status != cudaSuccess) {
     cudaGetLastError();  // this error is not sticky: later calls must not find it
     if (status != cudaErrorMemoryAllocation) device::check(status, "cudaMalloc");
-    std::size_t free = 0, total = 0;
-    cudaMemGetInfo(&free, &total);
-    throw DeviceOutOfMemory("out of device memory: " + mebibytes(bytes) + " wanted for " + what +
-                            ", " + mebibytes(free) + " of " + mebibytes(total) + " are free on " +
-                            name_);
+    throw out_of_memory(bytes, what, memory(), name_);
   }
   try {
-    zero(memory, bytes);
+    zero(found, bytes);
   } catch (...) {
-    release(memory);
+    release(found);
     throw;
   }
-  return memory;
+  return found;
 }
 
 void CudaQueue::release(void* memory) noexcept {
@@ -176,9 +167,7 @@ void CudaQueue::release(void* memory) noexcept {
 
 void CudaQueue::wait(const char* what) {
   if (const cudaError_t status = cudaStreamSynchronize(launch_.stream); status != cudaSuccess)
-    device::check(status, (std::string(what) + ", in kernel '" + launch_.last +
-                           "' or one before it (GRADSTACK_CUDA_SYNC=1 names it)")
-                              .c_str());
+    device::check(status, while_waiting(what, launch_.last).c_str());
 }
 
 void CudaQueue::to_device(void* to, const void* host, std::size_t bytes) {
@@ -211,6 +200,49 @@ void CudaQueue::zero(void* to, std::size_t bytes) {
 void CudaQueue::synchronize() {
   enter();
   wait("waiting for the device");
+}
+
+DeviceMemory CudaQueue::memory() {
+  enter();
+  DeviceMemory found;
+  device::check(cudaMemGetInfo(&found.free, &found.total), "cudaMemGetInfo");
+  return found;
+}
+
+void* CudaQueue::allocate_host(std::size_t bytes, const char* what) {
+  enter();
+  return allocate_locked(bytes, what);
+}
+
+void CudaQueue::release_host(void* memory) noexcept {
+  if (!memory || forked || cudaSetDevice(device_) != cudaSuccess) return;
+  copies_.finish();  // they may be reading it
+  cudaFreeHost(memory);
+}
+
+void CudaQueue::copy_beside(void* to, const void* locked, std::size_t bytes) {
+  enter();
+  copies_.copy(to, locked, bytes);
+}
+
+std::unique_ptr<DeviceFence> CudaQueue::fence() {
+  enter();
+  return std::make_unique<EventFence>();
+}
+
+void CudaQueue::mark(DeviceFence& fence, DeviceLine line) {
+  enter();
+  static_cast<EventFence&>(fence).mark(stream(line));
+}
+
+void CudaQueue::hold(DeviceLine line, const DeviceFence& fence) {
+  enter();
+  static_cast<const EventFence&>(fence).hold(stream(line));
+}
+
+void CudaQueue::wait_for(const DeviceFence& fence) {
+  enter();
+  static_cast<const EventFence&>(fence).wait();
 }
 
 void CudaQueue::record() {

@@ -1,87 +1,204 @@
 // A device without a device: the kernels of kernels.hpp in loops on the host, on memory of its own.
-// Its purpose is to test everything but CUDA itself (plans, training, index arithmetic, the Python
-// API) where no GPU is. Slow.
+// Its purpose is to test everything but CUDA itself (plans, training, index arithmetic, waiting,
+// the Python API) where no GPU is. Slow.
+//
+// Nothing runs before something waits for it: what reads a result too early, or writes to memory
+// that queued work still wants, gets other numbers. Copies beside the kernels run as late as they
+// may, or as early (GRADSTACK_EMULATED_COPIES=early): a fence that is missing shows in one of the
+// two.
 #pragma once
 
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
+#include <unordered_map>
 #include <vector>
 
 #include "kernel_queue.hpp"
+#include "process.hpp"
 
 namespace gradstack::device {
 
-using Tape = std::vector<std::function<void()>>;
+struct HostCall {
+  const char* name;
+  std::function<void()> body;
+};
+using Tape = std::vector<HostCall>;
+
+// Work in the order in which it was queued.
+class HostLine {
+ public:
+  void add(HostCall call) {
+    calls_.push_back(std::move(call));
+    ++queued_;
+  }
+  Index queued() const { return queued_; }
+  std::size_t waiting() const { return calls_.size(); }
+  // Everything up to that place.
+  template <class F> void run(Index place, F&& run_one) {
+    while (done_ < place) {
+      const HostCall call = std::move(calls_.front());
+      calls_.pop_front();
+      ++done_;  // first: a call may wait for the other line, which waits for this one so far
+      run_one(call);
+    }
+  }
+
+ private:
+  std::deque<HostCall> calls_;
+  Index queued_ = 0, done_ = 0;
+};
 
 struct HostLaunch {
   Tape* tape = nullptr;  // set while recording
+  HostLine kernels;
+  bool wait = false;    // for every call, so that an error names it
+  std::string failing;  // the kernel that fails when it runs
+  bool failed = false;  // as a GPU after an error: nothing works any more
+  const char* last = "";
 
-  template <class F> void call(F&& f) {
-    if (tape)
-      tape->push_back(f);
-    else
-      f();
+  template <class F> void call(F&& f, const char* name = "a call") {
+    if (tape) {
+      tape->push_back({name, f});
+      return;
+    }
+    last = name;
+    kernels.add({name, f});
+    if (wait || kernels.waiting() > kMostWaiting) finish(name);
+  }
+  void run(const HostCall& call) {
+    if (!failed && call.name == failing) failed = true;
+    if (failed) throw DeviceError("injected failure");
+    call.body();
+  }
+  // Runs all that waits. `what` is being done meanwhile.
+  void finish(const std::string& what) {
+    try {
+      kernels.run(kernels.queued(), [this](const HostCall& each) { run(each); });
+    } catch (const DeviceError& error) {
+      throw DeviceError(what + ": " + error.what());
+    }
   }
 
-  template <class Body> void each(const char*, Index n, const Body& body) {
+  template <class Body> void each(const char* name, Index n, const Body& body) {
     // Backwards: a result that depends on the order of the threads shows.
-    call([n, body] {
-      for (Index i = n; i-- > 0;) body(i);
-    });
+    call(
+        [n, body] {
+          for (Index i = n; i-- > 0;) body(i);
+        },
+        name);
   }
 
   template <class Value, class Finish>
-  void sum(const char*, Index n, const Value& value, const Finish& finish) {
-    call([n, value, finish] {
-      constexpr Index kThreads = 1024;
-      std::vector<double> part(kThreads);
-      for (Index i = 0; i < n; ++i) part[static_cast<std::size_t>(i % kThreads)] += value(i);
-      for (std::size_t half = kThreads / 2; half > 0; half /= 2)
-        for (std::size_t t = 0; t < half; ++t) part[t] += part[t + half];
-      finish(part[0]);
-    });
+  void sum(const char* name, Index n, const Value& value, const Finish& finish) {
+    call(
+        [n, value, finish] {
+          constexpr Index kThreads = 1024;
+          std::vector<double> part(kThreads);
+          for (Index i = 0; i < n; ++i) part[static_cast<std::size_t>(i % kThreads)] += value(i);
+          for (std::size_t half = kThreads / 2; half > 0; half /= 2)
+            for (std::size_t t = 0; t < half; ++t) part[t] += part[t + half];
+          finish(part[0]);
+        },
+        name);
   }
+
+ private:
+  static constexpr std::size_t kMostWaiting = 4096;
 };
 
 class EmulatedQueue final : public KernelQueue<HostLaunch> {
  public:
   EmulatedQueue() {
+    watch_forks();
     scratch_ = static_cast<float*>(allocate(kScratch * sizeof(float), "scratch"));
     factor_ = static_cast<double*>(allocate(sizeof(double), "scratch"));
+    used_ = 0;  // `limit` is what is left to users
+    launch_.wait = std::getenv("GRADSTACK_CUDA_SYNC") != nullptr;
   }
   ~EmulatedQueue() override {
     release(scratch_);
     release(factor_);
   }
 
-  // So that tests see what a device without memory does; 0: no limit.
-  std::size_t limit = 0;
+  std::size_t limit = std::size_t{1} << 40;  // bytes of memory
+  bool early = false;                        // copies beside the kernels
+  void fail(const char* kernel) { launch_.failing = kernel; }
 
   std::string name() const override { return "emulated device"; }
+  DeviceMemory memory() override { return {limit - used_, limit}; }
   void* allocate(std::size_t bytes, const char* what) override {
     must_not_record("allocate");
-    if (limit > 0 && bytes > limit)
-      throw DeviceOutOfMemory("out of device memory: " + std::to_string(bytes) +
-                              " bytes wanted for " + what);
+    if (bytes > limit - used_) throw out_of_memory(bytes, what, memory(), name());
     void* memory = std::calloc(bytes, 1);
     if (!memory) throw DeviceOutOfMemory("out of memory");
+    used_ += bytes;
+    sizes_[memory] = bytes;
     return memory;
   }
-  void release(void* memory) noexcept override { std::free(memory); }
+  void release(void* memory) noexcept override {
+    finish_all();
+    used_ -= memory == scratch_ || memory == factor_ ? 0 : sizes_[memory];
+    sizes_.erase(memory);
+    std::free(memory);
+  }
   void to_device(void* to, const void* host, std::size_t bytes) override {
     must_not_record("to_device");
-    std::memcpy(to, host, bytes);
+    const char* from = static_cast<const char*>(host);
+    // The host's memory may be used again on return.
+    const auto kept = std::make_shared<std::vector<char>>(from, from + bytes);
+    launch_.kernels.add({"copy to the device", [=] { std::memcpy(to, kept->data(), bytes); }});
+    if (bytes > kMostKept) launch_.finish("copy to the device");
   }
   void to_host(void* host, const void* from, std::size_t bytes) override {
     must_not_record("to_host");
+    finish("copy to the host");
     std::memcpy(host, from, bytes);
   }
   void zero(void* to, std::size_t bytes) override {
-    launch_.call([=] { std::memset(to, 0, bytes); });
+    launch_.call([=] { std::memset(to, 0, bytes); }, "zeroing memory");
   }
-  void synchronize() override { must_not_record("synchronize"); }
+  void synchronize() override {
+    must_not_record("synchronize");
+    finish("waiting for the device");
+  }
+
+  void* allocate_host(std::size_t bytes, const char* what) override {
+    must_not_record("allocate_host");
+    void* memory = std::malloc(bytes);
+    if (!memory)
+      throw DeviceOutOfMemory(std::string("out of page-locked memory, wanted for ") + what);
+    return memory;
+  }
+  void release_host(void* memory) noexcept override {
+    finish_all();
+    std::free(memory);
+  }
+  void copy_beside(void* to, const void* locked, std::size_t bytes) override {
+    must_not_record("copy_beside");
+    copies_.add({"copy beside the kernels", [=] { std::memcpy(to, locked, bytes); }});
+    if (early) run_until(DeviceLine::Copies, copies_.queued());
+  }
+  std::unique_ptr<DeviceFence> fence() override { return std::make_unique<Fence>(); }
+  void mark(DeviceFence& fence, DeviceLine which) override {
+    must_not_record("mark");
+    auto& at = static_cast<Fence&>(fence);
+    at.line = which;
+    at.place = line(which).queued();
+  }
+  void hold(DeviceLine which, const DeviceFence& fence) override {
+    must_not_record("hold");
+    const Fence& at = static_cast<const Fence&>(fence);
+    line(which).add(
+        {"a fence", [this, where = at.line, place = at.place] { run_until(where, place); }});
+  }
+  void wait_for(const DeviceFence& fence) override {
+    must_not_record("wait_for");
+    const Fence& at = static_cast<const Fence&>(fence);
+    run_until(at.line, at.place);
+  }
 
   void record() override {
     must_not_record("record");
@@ -89,7 +206,8 @@ class EmulatedQueue final : public KernelQueue<HostLaunch> {
   }
   std::unique_ptr<DeviceRecording> recorded() override {
     auto recording = std::make_unique<Recording>();
-    recording->tape.swap(tape_);
+    recording->tape = std::make_shared<Tape>(std::move(tape_));
+    tape_.clear();
     launch_.tape = nullptr;
     return recording;
   }
@@ -99,31 +217,65 @@ class EmulatedQueue final : public KernelQueue<HostLaunch> {
   }
   void replay(const DeviceRecording& recording) override {
     must_not_record("replay");
-    for (const auto& call : static_cast<const Recording&>(recording).tape) call();
+    launch_.call(
+        [this, tape = static_cast<const Recording&>(recording).tape] {
+          for (const HostCall& call : *tape) launch_.run(call);
+        },
+        "a recorded step");
   }
 
   void gemm(const DeviceGemm& g) override {
-    launch_.call([g] {
-      for (Index i = 0; i < g.m; ++i)
-        for (Index j = 0; j < g.n; ++j) {
-          double sum = g.bias ? static_cast<double>(g.bias[j]) : 0.0;
-          for (Index k = 0; k < g.k; ++k)
-            sum += static_cast<double>(g.a[g.ta ? k * g.m + i : i * g.k + k]) *
-                   static_cast<double>(g.b[g.tb ? j * g.k + k : k * g.n + j]);
-          put(g.c + i * g.n + j, static_cast<float>(sum), g.accumulate);
-        }
-    });
+    launch_.call(
+        [g] {
+          for (Index i = 0; i < g.m; ++i)
+            for (Index j = 0; j < g.n; ++j) {
+              double sum = g.bias ? static_cast<double>(g.bias[j]) : 0.0;
+              for (Index k = 0; k < g.k; ++k)
+                sum += static_cast<double>(g.a[g.ta ? k * g.m + i : i * g.k + k]) *
+                       static_cast<double>(g.b[g.tb ? j * g.k + k : k * g.n + j]);
+              put(g.c + i * g.n + j, static_cast<float>(sum), g.accumulate);
+            }
+        },
+        "a matrix product");
     if (g.op.id >= 0) forward(g.op, g.m * g.n, g.c, g.c);
     if (g.a_sums) column_sums(g.k, g.m, g.a, g.a_sums, false);
   }
 
  private:
   struct Recording final : DeviceRecording {
-    Tape tape;
+    std::shared_ptr<Tape> tape;
   };
+  struct Fence final : DeviceFence {
+    DeviceLine line = DeviceLine::Kernels;
+    Index place = 0;
+  };
+
   void must_not_record(const char* call) const {
+    check_process();
     if (launch_.tape) throw DeviceError(std::string(call) + " while recording a step");
+    if (launch_.failed) throw DeviceError(std::string(call) + ": an earlier error");
   }
+  HostLine& line(DeviceLine which) {
+    return which == DeviceLine::Kernels ? launch_.kernels : copies_;
+  }
+  void run_until(DeviceLine which, Index place) {
+    line(which).run(place, [this](const HostCall& call) { launch_.run(call); });
+  }
+  void finish(const char* what) { launch_.finish(while_waiting(what, launch_.last)); }
+  // Errors are found again by the next call.
+  void finish_all() noexcept {
+    try {
+      run_until(DeviceLine::Copies, copies_.queued());
+      run_until(DeviceLine::Kernels, launch_.kernels.queued());
+    } catch (const DeviceError&) {
+      launch_.failed = true;
+    }
+  }
+
+  static constexpr std::size_t kMostKept = std::size_t{1} << 24;
+  std::unordered_map<void*, std::size_t> sizes_;
+  std::size_t used_ = 0;
+  HostLine copies_;
   Tape tape_;
 };
 

@@ -349,6 +349,7 @@ struct CloseStep {
     ++at->step;
     ++at->index;
     at->first += count;
+    if (at->first == at->wrap) at->first = 0;
   }
 };
 

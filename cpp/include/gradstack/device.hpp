@@ -72,6 +72,7 @@ struct DeviceStep {
   std::int64_t failed = 0;  // 1: a loss was not finite; all later steps change nothing
   double weight = 0;        // total weight of the batch
   double scale = 0;         // a sample of weight 1 multiplies its gradient with this
+  std::int64_t wrap = 0;    // `first` goes back to 0 when it gets here: data in a ring; 0: never
 };
 
 struct DeviceDropout {
@@ -163,6 +164,20 @@ class DeviceRecording {
   virtual ~DeviceRecording() = default;
 };
 
+// Kernels, and copies beside them. Work of one line runs in order; between the two there is no
+// order but that of fences.
+enum class DeviceLine { Kernels, Copies };
+
+// A place in a line that others can wait for; until it is marked it holds nobody up.
+class DeviceFence {
+ public:
+  virtual ~DeviceFence() = default;
+};
+
+struct DeviceMemory {
+  std::size_t free = 0, total = 0;  // bytes
+};
+
 class DeviceQueue {
  public:
   virtual ~DeviceQueue() = default;
@@ -179,6 +194,19 @@ class DeviceQueue {
   virtual void to_host(void* host, const void* from, std::size_t bytes) = 0;
   virtual void zero(void* to, std::size_t bytes) = 0;
   virtual void synchronize() = 0;
+
+  virtual DeviceMemory memory() = 0;
+  // Page-locked memory of the host, which copies read while the host does other things.
+  virtual void* allocate_host(std::size_t bytes, const char* what) = 0;
+  virtual void release_host(void* memory) noexcept = 0;
+  // In the line of copies; `locked`, of allocate_host, is read when the copy runs.
+  virtual void copy_beside(void* to, const void* locked, std::size_t bytes) = 0;
+  virtual std::unique_ptr<DeviceFence> fence() = 0;
+  // The fence stands behind everything queued in the line so far.
+  virtual void mark(DeviceFence& fence, DeviceLine line) = 0;
+  // What is queued in the line from now on runs after what the fence, as it stands now, is behind.
+  virtual void hold(DeviceLine line, const DeviceFence& fence) = 0;
+  virtual void wait_for(const DeviceFence& fence) = 0;
 
   // Calls between the two are noted and not run. Neither allocates nor copies from the host.
   virtual void record() = 0;
@@ -230,6 +258,21 @@ class DeviceQueue {
 
  private:
   std::mutex mutex_;
+};
+
+// Page-locked memory that lives as long as its owner.
+class LockedMemory {
+ public:
+  LockedMemory(std::shared_ptr<DeviceQueue> queue, std::size_t bytes, const char* what)
+      : queue_(std::move(queue)), data_(static_cast<char*>(queue_->allocate_host(bytes, what))) {}
+  LockedMemory(const LockedMemory&) = delete;
+  LockedMemory& operator=(const LockedMemory&) = delete;
+  ~LockedMemory() { queue_->release_host(data_); }
+  char* data() const { return data_; }
+
+ private:
+  std::shared_ptr<DeviceQueue> queue_;
+  char* data_;
 };
 
 // Device memory that lives as long as its owner.

@@ -6,22 +6,11 @@
 #include <memory>
 #include <vector>
 
+#include "gradstack/device_data.hpp"
 #include "gradstack/device_plan.hpp"
-#include "gradstack/objective.hpp"
 #include "gradstack/program.hpp"
 
 namespace gradstack {
-
-// A data set in device memory.
-struct DeviceData {
-  DeviceData(const std::shared_ptr<DeviceQueue>& queue, const Batch& data, TargetSpec target,
-             bool check_finite);
-  Index count = 0;
-  std::vector<DeviceArray<float>> x;
-  std::vector<Index> cols;
-  DeviceArray<float> y, weight;
-  DeviceArray<std::int64_t> labels;
-};
 
 // C(y, G(x, w)) of `count` samples and its gradient.
 class DeviceObjective {
@@ -104,6 +93,7 @@ class DeviceProgram {
   std::shared_ptr<const Graph> graph_;
   std::shared_ptr<DeviceQueue> queue_;
   DeviceLayout layout_;
+  double chunk_bytes_;  // activations of one plan when predicting
   std::vector<float> padded_;
   DeviceArray<float> w_, dw_;
   DeviceArray<DeviceStep> at_;
@@ -112,10 +102,5 @@ class DeviceProgram {
   std::list<std::unique_ptr<DevicePlan>> plans_;
   std::list<std::unique_ptr<DeviceObjective>> objectives_, losses_;
 };
-
-// Rows [first, first + count) of the caller's data as float32 at `to`; through `batch.index` when
-// it has one.
-void upload_rows(DeviceQueue& queue, const Batch& batch, const RowSource& source, Index first,
-                 Index count, float* to);
 
 }  // namespace gradstack

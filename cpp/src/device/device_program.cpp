@@ -7,9 +7,9 @@
 namespace gradstack {
 namespace {
 
-constexpr double kChunkBytes = 1 << 28;  // activations of one plan when predicting
-constexpr std::size_t kKept = 4;         // plans
-constexpr Index kUpload = 1 << 22;       // values converted at a time
+constexpr double kChunkBytes = 1 << 28;   // activations of one plan when predicting, at most
+constexpr double kChunkShare = 1.0 / 16;  // and of the device's memory
+constexpr std::size_t kKept = 4;          // plans
 
 std::size_t bytes_of(Index n) { return static_cast<std::size_t>(n) * sizeof(float); }
 
@@ -40,57 +40,6 @@ Entry& recent(std::list<std::unique_ptr<Entry>>& kept, Fits&& fits, Make&& make)
 }
 
 }  // namespace
-
-void upload_rows(DeviceQueue& queue, const Batch& batch, const RowSource& source, Index first,
-                 Index count, float* to) {
-  const Index cols = source.cols;
-  if (cols == 0) return;
-  const bool packed = is_native<float>(source) && !batch.index &&
-                      source.row_stride == cols * static_cast<Index>(sizeof(float));
-  if (packed) {
-    queue.to_device(to, source.data + batch.row(first) * source.row_stride, bytes_of(count * cols));
-    return;
-  }
-  const Index step = std::max(Index{1}, kUpload / cols);
-  std::vector<float> rows(static_cast<std::size_t>(std::min(step, count) * cols));
-  for (Index begin = 0; begin < count; begin += step) {
-    const Index n = std::min(step, count - begin);
-    for (Index i = 0; i < n; ++i)
-      gather_row(source, batch.row(first + begin + i), rows.data() + i * cols);
-    queue.to_device(to + begin * cols, rows.data(), bytes_of(n * cols));
-  }
-}
-
-DeviceData::DeviceData(const std::shared_ptr<DeviceQueue>& queue, const Batch& data,
-                       TargetSpec target, bool check_finite)
-    : count(data.count) {
-  const auto check = [&](const RowSource& source) {
-    if (!check_finite) return;
-    if (const Index row = first_non_finite<float>(source, 0, count); row >= 0)
-      throw std::invalid_argument("X or y: row " + std::to_string(row) +
-                                  " holds NaN or infinity, expected finite values");
-  };
-  for (const RowSource& source : data.x) {
-    check(source);
-    cols.push_back(source.cols);
-    x.emplace_back(queue, count * source.cols, "the data set");
-    upload_rows(*queue, data, source, 0, count, x.back().data());
-  }
-  if (target.labels) {
-    std::vector<std::int64_t> values(static_cast<std::size_t>(count));
-    for (Index i = 0; i < count; ++i) values[static_cast<std::size_t>(i)] = label_at(data.y, i);
-    labels = DeviceArray<std::int64_t>(queue, count, "the labels");
-    labels.from_host(values.data(), count);
-  } else if (target.dy > 0) {
-    check(data.y);
-    y = DeviceArray<float>(queue, count * target.dy, "the targets");
-    upload_rows(*queue, data, data.y, 0, count, y.data());
-  }
-  if (data.weight.data) {
-    weight = DeviceArray<float>(queue, count, "the sample weights");
-    upload_rows(*queue, data, data.weight, 0, count, weight.data());
-  }
-}
 
 DeviceObjective::DeviceObjective(std::shared_ptr<const Graph> graph,
                                  std::shared_ptr<DeviceQueue> queue,
@@ -273,9 +222,11 @@ DeviceProgram::DeviceProgram(std::shared_ptr<const Graph> graph, std::shared_ptr
     : graph_(std::move(graph)),
       queue_(std::move(queue)),
       layout_(*graph_),
+      chunk_bytes_(kChunkBytes),
       padded_(static_cast<std::size_t>(layout_.size())) {
   check_device_graph(*graph_);
   const std::lock_guard<std::mutex> lock(queue_->mutex());
+  chunk_bytes_ = std::min(kChunkBytes, kChunkShare * static_cast<double>(queue_->memory().total));
   w_ = DeviceArray<float>(queue_, layout_.size(), "parameters");
   dw_ = DeviceArray<float>(queue_, layout_.size(), "gradient");
   at_ = DeviceArray<DeviceStep>(queue_, 1, "state of a run");
@@ -286,7 +237,7 @@ Index DeviceProgram::chunk(Index count) const {
   Index features = 0;
   for (const Stage& stage : graph_->stages()) features += size_of(stage.shape);
   const double most =
-      kChunkBytes / sizeof(float) / static_cast<double>(std::max(features, Index{1}));
+      chunk_bytes_ / sizeof(float) / static_cast<double>(std::max(features, Index{1}));
   return std::min(count, std::max(Index{1024}, static_cast<Index>(most)));
 }
 
