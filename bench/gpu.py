@@ -168,6 +168,15 @@ def gradstack_run(task: Task) -> Callable[[int], None]:
     return run
 
 
+def in_chunks(make: Callable[[], Any]) -> Any:
+    """What `make` makes, with the data in chunks of 16 MiB instead of resident."""
+    os.environ["GRADSTACK_STREAM_BYTES"] = str(1 << 24)
+    try:
+        return make()
+    finally:
+        del os.environ["GRADSTACK_STREAM_BYTES"]
+
+
 def torch_run(task: Task, how: str, device: str) -> Callable[[int], None]:
     """PyTorch: "eager", "graph" (a whole step captured), or "compile"."""
     import torch
@@ -271,6 +280,7 @@ def competitors(task: Task, smoke: bool) -> Iterator[tuple[str, Callable[[], Any
     """Names, and what makes each one's run."""
     device = "cpu" if smoke else "cuda"
     yield "gradstack", lambda: gradstack_run(task)
+    yield "gradstack, data in chunks", lambda: in_chunks(lambda: gradstack_run(task))
     yield "PyTorch eager", lambda: torch_run(task, "eager", device)
     if not smoke:
         yield "PyTorch CUDA graph", lambda: torch_run(task, "graph", device)
@@ -334,6 +344,14 @@ def main() -> None:
     parser.add_argument(
         "--smoke", action="store_true", help="a tiny net, peers on the CPU: checks this program"
     )
+    parser.add_argument(
+        "--check",
+        type=pathlib.Path,
+        metavar="FILE",
+        nargs="?",
+        const=pathlib.Path("gpu-check.txt"),
+        help="instead of timing: tests and compute-sanitizer, summary in FILE (gpu-check.txt)",
+    )
     arguments = parser.parse_args()
     began = time.monotonic()
     if not arguments.no_build:
@@ -343,6 +361,10 @@ def main() -> None:
     sys.path.insert(0, str(ROOT / "python"))
     from gradstack._device import open_device
 
+    if arguments.check:
+        from bench.gpu_check import check
+
+        sys.exit(check(open_device("cuda").name, arguments.check))
     report: dict[str, Any] = {"device": open_device("cuda").name, "loads": []}
     print(f"device: {report['device']}")
     if not arguments.no_tests:

@@ -135,9 +135,7 @@ def test_large_pieces_of_a_chunk(
     # Chunks of several MiB: gathered in pieces, some of them by several threads.
     net = nn.Sequential(nn.Linear(500, 2), nn.Tanh(), nn.Linear(2, 2))
     x = rng.normal(size=(4000, 500)).astype(np.float32)
-    both(
-        monkeypatch, 3 << 20, net, x, (x[:, 0] > 0).astype(int), copies, batch_size=128, epochs=2
-    )
+    both(monkeypatch, 3 << 20, net, x, (x[:, 0] > 0).astype(int), copies, batch_size=128, epochs=2)
 
 
 def test_agrees_with_the_cpu(
@@ -168,8 +166,8 @@ def test_a_run_resumes_within_an_epoch(
     checkpoint = gs.Checkpoint(tmp_path / "run", every_steps=4)
     with pytest.raises(KeyboardInterrupt):
         gs.fit(
-            parts, x, y, optimizer=optim.Adam(), epochs=3, checkpoint=checkpoint, callbacks=[Stop()],
-            **options,
+            parts, x, y, optimizer=optim.Adam(), epochs=3, checkpoint=checkpoint,
+            callbacks=[Stop()], **options,
         )  # fmt: skip
     gs.fit(parts, x, y, optimizer=optim.Adam(), epochs=3, checkpoint=checkpoint, **options)
     assert np.array_equal(parts.w, whole.w)

@@ -1,4 +1,5 @@
 // Devices: opened by the extension gradstack._cuda, used from here.
+#include "device_tensor.hpp"
 #include "gradstack/device_program.hpp"
 #include "gradstack/device_trainer.hpp"
 #include "py_program.hpp"
@@ -10,9 +11,7 @@ namespace {
 // What _cuda.open returns; made from the same sources or refused.
 constexpr const char* kCapsule = "gradstack.device " GRADSTACK_VERSION;
 
-struct Device {
-  std::shared_ptr<DeviceQueue> queue;
-};
+using Device = PyDevice;
 
 Device from_capsule(const py::object& object) {
   if (!PyCapsule_IsValid(object.ptr(), kCapsule))
@@ -45,6 +44,8 @@ void bind_device(py::module_& m) {
   py::class_<Device>(m, "Device")
       .def(py::init(&from_capsule), arg("capsule"))
       .def_property_readonly("name", [](const Device& d) { return d.queue->name(); });
+
+  bind_device_array(m);
 
   py::class_<DeviceLinearization> linearization(m, "DeviceLinearization");
   def_linearization<float>(linearization);

@@ -5,6 +5,13 @@
 
 namespace gradstack::device {
 
+cudaMemoryType memory_type(const void* memory) {
+  cudaPointerAttributes attributes{};
+  if (cudaPointerGetAttributes(&attributes, memory) == cudaSuccess) return attributes.type;
+  cudaGetLastError();
+  return cudaMemoryTypeUnregistered;
+}
+
 void* allocate_locked(std::size_t bytes, const char* what) {
   void* memory = nullptr;
   if (const cudaError_t status = cudaHostAlloc(&memory, bytes, cudaHostAllocDefault);

@@ -8,6 +8,9 @@
 
 namespace gradstack::device {
 
+// Where memory lies; of the host's own memory nothing is known: "unregistered".
+cudaMemoryType memory_type(const void* memory);
+
 void* allocate_locked(std::size_t bytes, const char* what);
 
 class CopyLine {

@@ -69,6 +69,15 @@ class CudaQueue final : public KernelQueue<CudaLaunch> {
   void mark(DeviceFence& fence, DeviceLine line) override;
   void hold(DeviceLine line, const DeviceFence& fence) override;
   void wait_for(const DeviceFence& fence) override;
+  DeviceId id() const override { return {2, device_}; }
+  std::intptr_t stream() const override { return reinterpret_cast<std::intptr_t>(launch_.stream); }
+  void lead(std::intptr_t stream) override;
+  bool on_device(const void* memory) const override {
+    return memory && !forked && memory_type(memory) == cudaMemoryTypeDevice;
+  }
+  void borrow(const void*, std::size_t) override {}
+  void give_back(const void*) noexcept override {}
+  bool records() const override { return !wait_for_each_; }
   void record() override;
   std::unique_ptr<DeviceRecording> recorded() override;
   void abandon_recording() noexcept override;
@@ -172,24 +181,21 @@ void CudaQueue::wait(const char* what) {
 
 void CudaQueue::to_device(void* to, const void* host, std::size_t bytes) {
   enter();
-  device::check(cudaMemcpyAsync(to, host, bytes, cudaMemcpyHostToDevice, launch_.stream),
+  // The kind is seen from the addresses: `host` may be device memory.
+  device::check(cudaMemcpyAsync(to, host, bytes, cudaMemcpyDefault, launch_.stream),
                 "copy to the device");
   // From pageable memory the call returns when the source has been read or staged, from page-locked
   // memory it does not.
-  cudaPointerAttributes attributes{};
-  if (cudaPointerGetAttributes(&attributes, host) != cudaSuccess) {
-    cudaGetLastError();
-  } else if (attributes.type == cudaMemoryTypeUnregistered) {
-    return;
-  }
-  wait("copy to the device");
+  const cudaMemoryType type = memory_type(host);
+  if (type != cudaMemoryTypeUnregistered && type != cudaMemoryTypeDevice)
+    wait("copy to the device");
 }
 
 void CudaQueue::to_host(void* host, const void* from, std::size_t bytes) {
   enter();
-  device::check(cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, launch_.stream),
+  device::check(cudaMemcpyAsync(host, from, bytes, cudaMemcpyDefault, launch_.stream),
                 "copy to the host");
-  wait("copy to the host");
+  if (memory_type(host) != cudaMemoryTypeDevice) wait("copy to the host");
 }
 
 void CudaQueue::zero(void* to, std::size_t bytes) {
@@ -243,6 +249,14 @@ void CudaQueue::hold(DeviceLine line, const DeviceFence& fence) {
 void CudaQueue::wait_for(const DeviceFence& fence) {
   enter();
   static_cast<const EventFence&>(fence).wait();
+}
+
+// DLPack's numbers: 1 is the legacy default stream, 2 the per-thread one, as CUDA's own handles.
+void CudaQueue::lead(std::intptr_t stream) {
+  enter();
+  EventFence fence;
+  fence.mark(launch_.stream);
+  fence.hold(reinterpret_cast<cudaStream_t>(stream));
 }
 
 void CudaQueue::record() {

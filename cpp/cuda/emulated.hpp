@@ -13,7 +13,8 @@
 #include <cstring>
 #include <deque>
 #include <functional>
-#include <unordered_map>
+#include <map>
+#include <mutex>
 #include <vector>
 
 #include "kernel_queue.hpp"
@@ -55,11 +56,18 @@ struct HostLaunch {
   Tape* tape = nullptr;  // set while recording
   HostLine kernels;
   bool wait = false;    // for every call, so that an error names it
-  std::string failing;  // the kernel that fails when it runs
+  std::string failing;  // the kernel that fails ...
+  Index fails_at = 1;   // ... when it runs for this time
   bool failed = false;  // as a GPU after an error: nothing works any more
   const char* last = "";
+  // Memory is released by threads that do not hold the queue, and waits for its work.
+  std::unique_lock<std::recursive_mutex> hold() const {
+    return std::unique_lock<std::recursive_mutex>(mutex);
+  }
+  mutable std::recursive_mutex mutex;
 
   template <class F> void call(F&& f, const char* name = "a call") {
+    const auto lock = hold();
     if (tape) {
       tape->push_back({name, f});
       return;
@@ -69,12 +77,13 @@ struct HostLaunch {
     if (wait || kernels.waiting() > kMostWaiting) finish(name);
   }
   void run(const HostCall& call) {
-    if (!failed && call.name == failing) failed = true;
+    if (call.name == failing && --fails_at == 0) failed = true;
     if (failed) throw DeviceError("injected failure");
     call.body();
   }
   // Runs all that waits. `what` is being done meanwhile.
   void finish(const std::string& what) {
+    const auto lock = hold();
     try {
       kernels.run(kernels.queued(), [this](const HostCall& each) { run(each); });
     } catch (const DeviceError& error) {
@@ -125,11 +134,15 @@ class EmulatedQueue final : public KernelQueue<HostLaunch> {
 
   std::size_t limit = std::size_t{1} << 40;  // bytes of memory
   bool early = false;                        // copies beside the kernels
-  void fail(const char* kernel) { launch_.failing = kernel; }
+  void fail(const std::string& kernel, Index time) {
+    launch_.failing = kernel;
+    launch_.fails_at = time;
+  }
 
   std::string name() const override { return "emulated device"; }
   DeviceMemory memory() override { return {limit - used_, limit}; }
   void* allocate(std::size_t bytes, const char* what) override {
+    const auto lock = launch_.hold();
     must_not_record("allocate");
     if (bytes > limit - used_) throw out_of_memory(bytes, what, memory(), name());
     void* memory = std::calloc(bytes, 1);
@@ -139,13 +152,16 @@ class EmulatedQueue final : public KernelQueue<HostLaunch> {
     return memory;
   }
   void release(void* memory) noexcept override {
+    const auto lock = launch_.hold();
     finish_all();
     used_ -= memory == scratch_ || memory == factor_ ? 0 : sizes_[memory];
     sizes_.erase(memory);
     std::free(memory);
   }
   void to_device(void* to, const void* host, std::size_t bytes) override {
+    const auto lock = launch_.hold();
     must_not_record("to_device");
+    if (on_device(host)) return copy(to, host, bytes);
     const char* from = static_cast<const char*>(host);
     // The host's memory may be used again on return.
     const auto kept = std::make_shared<std::vector<char>>(from, from + bytes);
@@ -153,7 +169,9 @@ class EmulatedQueue final : public KernelQueue<HostLaunch> {
     if (bytes > kMostKept) launch_.finish("copy to the device");
   }
   void to_host(void* host, const void* from, std::size_t bytes) override {
+    const auto lock = launch_.hold();
     must_not_record("to_host");
+    if (on_device(host)) return copy(host, from, bytes);
     finish("copy to the host");
     std::memcpy(host, from, bytes);
   }
@@ -177,29 +195,52 @@ class EmulatedQueue final : public KernelQueue<HostLaunch> {
     std::free(memory);
   }
   void copy_beside(void* to, const void* locked, std::size_t bytes) override {
+    const auto lock = launch_.hold();
     must_not_record("copy_beside");
     copies_.add({"copy beside the kernels", [=] { std::memcpy(to, locked, bytes); }});
     if (early) run_until(DeviceLine::Copies, copies_.queued());
   }
   std::unique_ptr<DeviceFence> fence() override { return std::make_unique<Fence>(); }
   void mark(DeviceFence& fence, DeviceLine which) override {
+    const auto lock = launch_.hold();
     must_not_record("mark");
     auto& at = static_cast<Fence&>(fence);
     at.line = which;
     at.place = line(which).queued();
   }
   void hold(DeviceLine which, const DeviceFence& fence) override {
+    const auto lock = launch_.hold();
     must_not_record("hold");
     const Fence& at = static_cast<const Fence&>(fence);
     line(which).add(
         {"a fence", [this, where = at.line, place = at.place] { run_until(where, place); }});
   }
   void wait_for(const DeviceFence& fence) override {
+    const auto lock = launch_.hold();
     must_not_record("wait_for");
     const Fence& at = static_cast<const Fence&>(fence);
     run_until(at.line, at.place);
   }
 
+  // DLPack's number for devices that it does not know.
+  DeviceId id() const override { return {12, 0}; }
+  std::intptr_t stream() const override { return 3; }
+  // Others work at once, on the host.
+  void lead(std::intptr_t) override { synchronize(); }
+  bool on_device(const void* memory) const override {
+    const auto lock = launch_.hold();
+    return within(sizes_, memory) || within(lent_, memory);
+  }
+  void borrow(const void* memory, std::size_t bytes) override {
+    const auto lock = launch_.hold();
+    lent_.emplace(memory, bytes);
+  }
+  void give_back(const void* memory) noexcept override {
+    const auto lock = launch_.hold();
+    if (const auto found = lent_.find(memory); found != lent_.end()) lent_.erase(found);
+  }
+
+  bool records() const override { return !launch_.wait; }
   void record() override {
     must_not_record("record");
     launch_.tape = &tape_;
@@ -261,6 +302,15 @@ class EmulatedQueue final : public KernelQueue<HostLaunch> {
   void run_until(DeviceLine which, Index place) {
     line(which).run(place, [this](const HostCall& call) { launch_.run(call); });
   }
+  template <class Map> static bool within(const Map& ranges, const void* memory) {
+    auto next = ranges.upper_bound(memory);
+    if (!memory || next == ranges.begin()) return false;
+    --next;
+    return static_cast<const char*>(memory) < static_cast<const char*>(next->first) + next->second;
+  }
+  void copy(void* to, const void* from, std::size_t bytes) {
+    launch_.call([=] { std::memcpy(to, from, bytes); }, "copy on the device");
+  }
   void finish(const char* what) { launch_.finish(while_waiting(what, launch_.last)); }
   // Errors are found again by the next call.
   void finish_all() noexcept {
@@ -273,7 +323,8 @@ class EmulatedQueue final : public KernelQueue<HostLaunch> {
   }
 
   static constexpr std::size_t kMostKept = std::size_t{1} << 24;
-  std::unordered_map<void*, std::size_t> sizes_;
+  std::map<const void*, std::size_t> sizes_;      // of what is the device's
+  std::multimap<const void*, std::size_t> lent_;  // and of what counts as if
   std::size_t used_ = 0;
   HostLine copies_;
   Tape tape_;

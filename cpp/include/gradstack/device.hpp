@@ -178,6 +178,14 @@ struct DeviceMemory {
   std::size_t free = 0, total = 0;  // bytes
 };
 
+// As DLPack numbers them: the kind of device, and which of them.
+struct DeviceId {
+  int type = 0, number = 0;
+  friend bool operator==(DeviceId a, DeviceId b) {
+    return a.type == b.type && a.number == b.number;
+  }
+};
+
 class DeviceQueue {
  public:
   virtual ~DeviceQueue() = default;
@@ -189,7 +197,9 @@ class DeviceQueue {
   // Zeroed memory. `what` names it in the message of DeviceOutOfMemory.
   virtual void* allocate(std::size_t bytes, const char* what) = 0;
   virtual void release(void* memory) noexcept = 0;
-  // The host's memory may be used again on return; to_host waits for everything before it.
+  // The host's memory may be used again on return; to_host waits for everything before it. In place
+  // of the host's either takes memory that is on_device: then the copy is queued like everything
+  // else and nothing is waited for.
   virtual void to_device(void* to, const void* host, std::size_t bytes) = 0;
   virtual void to_host(void* host, const void* from, std::size_t bytes) = 0;
   virtual void zero(void* to, std::size_t bytes) = 0;
@@ -208,6 +218,18 @@ class DeviceQueue {
   virtual void hold(DeviceLine line, const DeviceFence& fence) = 0;
   virtual void wait_for(const DeviceFence& fence) = 0;
 
+  // Memory shared with other libraries (DLPack). Whoever lends memory makes `stream` wait for its
+  // own work; `lead` makes a stream of somebody else wait for everything queued so far.
+  virtual DeviceId id() const = 0;
+  virtual std::intptr_t stream() const = 0;
+  virtual void lead(std::intptr_t stream) = 0;
+  virtual bool on_device(const void* memory) const = 0;
+  // Between the two, memory that somebody lends is this device's.
+  virtual void borrow(const void* memory, std::size_t bytes) = 0;
+  virtual void give_back(const void* memory) noexcept = 0;
+
+  // False: every call is waited for, so that an error names it, and nothing should be recorded.
+  virtual bool records() const = 0;
   // Calls between the two are noted and not run. Neither allocates nor copies from the host.
   virtual void record() = 0;
   virtual std::unique_ptr<DeviceRecording> recorded() = 0;
@@ -279,6 +301,8 @@ class LockedMemory {
 template <class T> class DeviceArray {
  public:
   DeviceArray() = default;
+  // Somebody else's memory, which is not released.
+  DeviceArray(T* memory, Index n) : size_(n), data_(memory) {}
   DeviceArray(std::shared_ptr<DeviceQueue> queue, Index n, const char* what)
       : queue_(std::move(queue)),
         size_(n),
@@ -292,7 +316,7 @@ template <class T> class DeviceArray {
     return *this;
   }
   ~DeviceArray() {
-    if (data_) queue_->release(data_);
+    if (queue_) queue_->release(data_);
   }
 
   T* data() const { return data_; }

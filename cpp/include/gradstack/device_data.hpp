@@ -16,7 +16,7 @@ struct DeviceData {
   // Room for `rows` samples like those of `data`.
   DeviceData(const std::shared_ptr<DeviceQueue>& queue, const Batch& data, TargetSpec target,
              Index rows, const char* what);
-  // A whole data set.
+  // A whole data set; what is in device memory already stays where it is, and must outlive this.
   DeviceData(const std::shared_ptr<DeviceQueue>& queue, const Batch& data, TargetSpec target,
              bool check_finite);
   std::vector<DeviceArray<float>> x;
@@ -24,6 +24,9 @@ struct DeviceData {
   DeviceArray<float> y, weight;
   DeviceArray<std::int64_t> labels;
 };
+
+// Whether some of the caller's data are in device memory: rows of float32 without gaps.
+bool on_device(const DeviceQueue& queue, const Batch& data);
 
 // Bytes of one sample in DeviceData.
 std::size_t bytes_per_sample(const Batch& data, TargetSpec target);

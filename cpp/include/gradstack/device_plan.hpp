@@ -20,6 +20,8 @@ class DeviceLayout {
   // From and to the flat vector of the host.
   void spread(const Graph& graph, const float* flat, float* padded) const;
   void gather(const Graph& graph, const float* padded, float* flat) const;
+  // The same from device memory; `flat` is the host's or the device's.
+  void download(DeviceQueue& queue, const Graph& graph, const float* padded, float* flat) const;
 
  private:
   static constexpr Index kAlign = 64;

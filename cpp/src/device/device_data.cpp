@@ -49,25 +49,39 @@ DeviceData::DeviceData(const std::shared_ptr<DeviceQueue>& queue, const Batch& d
 }
 
 DeviceData::DeviceData(const std::shared_ptr<DeviceQueue>& queue, const Batch& data,
-                       TargetSpec target, bool check_finite)
-    : DeviceData(queue, data, target, data.count, "the data set") {
-  const auto upload = [&](const RowSource& source, bool check, float* to) {
-    if (const Index row =
-            check && check_finite ? first_non_finite<float>(source, 0, data.count) : -1;
-        row >= 0)
+                       TargetSpec target, bool check_finite) {
+  const Index n = data.count;
+  const auto take = [&](const RowSource& source, bool check) -> DeviceArray<float> {
+    if (queue->on_device(source.data)) {
+      auto* rows = static_cast<float*>(static_cast<void*>(const_cast<char*>(source.data)));
+      return {rows, n * source.cols};
+    }
+    const Index row = check && check_finite ? first_non_finite<float>(source, 0, n) : -1;
+    if (row >= 0)
       throw std::invalid_argument("X or y: row " + std::to_string(row) +
                                   " holds NaN or infinity, expected finite values");
-    upload_rows(*queue, data, source, 0, data.count, to);
+    DeviceArray<float> rows(queue, n * source.cols, "the data set");
+    upload_rows(*queue, data, source, 0, n, rows.data());
+    return rows;
   };
-  for (std::size_t i = 0; i < x.size(); ++i) upload(data.x[i], true, x[i].data());
-  if (target.labels) {
-    std::vector<std::int64_t> values(at(data.count));
-    for (Index i = 0; i < data.count; ++i) values[at(i)] = label_at(data.y, i);
-    labels.from_host(values.data(), data.count);
-  } else if (target.dy > 0) {
-    upload(data.y, true, y.data());
+  for (const RowSource& source : data.x) {
+    cols.push_back(source.cols);
+    x.push_back(take(source, true));
   }
-  if (data.weight.data) upload(data.weight, false, weight.data());
+  if (target.labels) {
+    std::vector<std::int64_t> values(at(n));
+    for (Index i = 0; i < n; ++i) values[at(i)] = label_at(data.y, i);
+    labels = DeviceArray<std::int64_t>(queue, n, "the labels");
+    labels.from_host(values.data(), n);
+  } else if (target.dy > 0) {
+    y = take(data.y, true);
+  }
+  if (data.weight.data) weight = take(data.weight, false);
+}
+
+bool on_device(const DeviceQueue& queue, const Batch& data) {
+  const auto there = [&](const RowSource& source) { return queue.on_device(source.data); };
+  return std::any_of(data.x.begin(), data.x.end(), there) || there(data.y) || there(data.weight);
 }
 
 std::size_t bytes_per_sample(const Batch& data, TargetSpec target) {

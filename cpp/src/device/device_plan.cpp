@@ -30,6 +30,20 @@ void DeviceLayout::gather(const Graph& graph, const float* padded, float* flat) 
   }
 }
 
+void DeviceLayout::download(DeviceQueue& queue, const Graph& graph, const float* padded,
+                            float* flat) const {
+  if (!queue.on_device(flat)) {
+    std::vector<float> values(static_cast<std::size_t>(size_));
+    queue.to_host(values.data(), padded, values.size() * sizeof(float));
+    return gather(graph, values.data(), flat);
+  }
+  for (std::size_t i = 0; i < offsets_.size(); ++i) {
+    const Parameter& p = graph.parameters()[i];
+    queue.to_device(flat + p.offset, padded + offsets_[i],
+                    static_cast<std::size_t>(p.size) * sizeof(float));
+  }
+}
+
 void check_device_graph(const Graph& graph) {
   for (const Stage& stage : graph.stages())
     if (stage.kind == Kind::Opaque)

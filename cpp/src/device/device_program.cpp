@@ -206,16 +206,19 @@ void DeviceLinearization::vjp(const std::vector<const float*>& dys, const std::v
       queue_->columns({n, d, staging_.data(), d, grad, d, true});
     }
   }
+  // What was lent is given back when it was read; results may be on their way.
+  const bool lent =
+      std::any_of(dys.begin(), dys.end(), [&](const float* dy) { return queue_->on_device(dy); });
+  const std::unique_ptr<DeviceFence> read = queue_->fence();
+  queue_->mark(*read, DeviceLine::Kernels);
   run_.dw = dw ? dw_.data() : nullptr;
   plan_->backward(run_);
   for (std::size_t i = 0; i < dxs.size(); ++i) {
     const int input = graph().inputs()[i];
     if (dxs[i]) queue_->to_host(dxs[i], plan_->grad(input), bytes_of(n * plan_->width(input)));
   }
-  if (!dw) return;
-  std::vector<float> padded(static_cast<std::size_t>(dw_.size()));
-  dw_.to_host(padded.data(), dw_.size());
-  plan_->layout().gather(graph(), padded.data(), dw);
+  if (dw) plan_->layout().download(*queue_, graph(), dw_.data(), dw);
+  if (lent) queue_->wait_for(*read);
 }
 
 DeviceProgram::DeviceProgram(std::shared_ptr<const Graph> graph, std::shared_ptr<DeviceQueue> queue)
@@ -291,6 +294,8 @@ void DeviceProgram::forward(const float* w, const std::vector<RowSource>& x, Ind
   Batch batch;
   batch.x = x;
   batch.count = count;
+  const bool lent = on_device(*queue_, batch);
+  const std::unique_ptr<DeviceFence> read = queue_->fence();
   const Index most = chunk(count);
   for (Index first = 0; first < count; first += most) {
     const Index n = std::min(most, count - first);
@@ -298,6 +303,7 @@ void DeviceProgram::forward(const float* w, const std::vector<RowSource>& x, Ind
     run.first_sample = first;
     for (std::size_t i = 0; i < x.size(); ++i)
       upload_rows(*queue_, batch, x[i], first, n, plan.value(graph_->inputs()[i]));
+    if (lent) queue_->mark(*read, DeviceLine::Kernels);
     plan.forward(run);
     for (std::size_t i = 0; i < outs.size(); ++i) {
       const int output = graph_->outputs()[i];
@@ -305,6 +311,8 @@ void DeviceProgram::forward(const float* w, const std::vector<RowSource>& x, Ind
       queue_->to_host(outs[i] + first * d, plan.value(output), bytes_of(n * d));
     }
   }
+  // Inputs that were lent are given back when they were read; results may be on their way.
+  if (lent) queue_->wait_for(*read);
 }
 
 double DeviceProgram::value_and_grad(const float* w, const Batch& batch, TargetSpec target,
@@ -319,8 +327,7 @@ double DeviceProgram::value_and_grad(const float* w, const Batch& batch, TargetS
   objective.load(batch, 0);
   objective.evaluate(run, at_.data(), results_.data(), true, true);
   objective.backward(run);
-  dw_.to_host(padded_.data(), dw_.size());
-  layout_.gather(*graph_, padded_.data(), dw);
+  layout_.download(*queue_, *graph_, dw_.data(), dw);
   double results[2];
   results_.to_host(results, 2);
   return results[0];

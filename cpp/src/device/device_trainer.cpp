@@ -150,7 +150,7 @@ void DeviceTrainer::queue_step(Step& step) {
 // must not happen while recording.
 void DeviceTrainer::make(Step& step) {
   if (step.recording) return queue_->replay(*step.recording);
-  if (!step.warm) {
+  if (!step.warm || !queue_->records()) {
     queue_step(step);
     step.warm = true;
     return;
@@ -235,6 +235,7 @@ Index DeviceTrainer::steps_per_epoch() const {
 
 // Bytes of a chunk, if the data set has to come in chunks; 0: it stays on the device.
 std::size_t DeviceTrainer::chunk_bytes(const Batch& data) const {
+  if (on_device(*queue_, data)) return 0;
   if (const char* forced = std::getenv("GRADSTACK_STREAM_BYTES"))
     return std::max(std::strtoull(forced, nullptr, 10), 1ULL);
   const auto count = static_cast<double>(data.count);

@@ -484,7 +484,8 @@ class Module(_core.NetBase, metaclass=_ModuleMeta):
         Returns
         -------
         numpy.ndarray or tuple of them
-            Without a batch axis for a single sample.
+            Without a batch axis for a single sample. `DeviceArray` where an input lies on the
+            net's device.
         """
         # Calls like those before do not come here: see _offer_short_call.
         if (var := find_var(xs)) is None:
