@@ -373,11 +373,11 @@ class Module(_core.NetBase, metaclass=_ModuleMeta):
         return self.requires_grad_(True)
 
     def to(self: M, device: str) -> M:
-        """Choose where calls of this net, `vjp` and `value_and_grad` are computed.
+        """Choose where calls of this net and its first derivatives are computed.
 
-        The parameters stay in ``net.w``, in the host's memory, and go with every call. All other
-        derivatives are computed by the CPU, wherever the net is. Copies, and nets that were
-        pickled, are on the CPU.
+        The parameters stay in ``net.w``, in the host's memory, and go with every call. Second
+        derivatives (but for `ggnvp`) and `backprop` are computed by the CPU, wherever the net is.
+        Copies, and nets that were pickled, are on the CPU.
 
         Parameters
         ----------
