@@ -174,17 +174,12 @@ def torch_run(task: Task, how: str, device: str) -> Callable[[int], None]:
     """PyTorch: "eager", "graph" (a whole step captured), or "compile"."""
     import torch
 
+    from bench.peers.torch_ import sequential
+
     load = task.load
     torch.backends.cuda.matmul.allow_tf32 = False
     bf16, tf32 = "bf16" in how, "tf32" in how
-    modules: list[torch.nn.Module] = []
-    for weight, bias in task.layers:
-        layer = torch.nn.Linear(weight.shape[1], weight.shape[0])
-        with torch.no_grad():
-            layer.weight.copy_(torch.from_numpy(weight))
-            layer.bias.copy_(torch.from_numpy(bias))
-        modules += [layer, torch.nn.ReLU()]
-    net = torch.nn.Sequential(*modules[:-1]).to(device)
+    net = sequential(task.layers, "relu").to(device)
     cost = torch.nn.CrossEntropyLoss() if load.cost == "cross_entropy" else torch.nn.MSELoss()
     optimizer = torch.optim.SGD(
         net.parameters(), lr=LR, momentum=load.momentum, fused=device != "cpu"

@@ -267,7 +267,19 @@ class _Population(Protocol):
     def evaluate(self, w: _Array, threads: int = ...) -> npt.NDArray[np.float64]: ...
     def generation(self, search: _Search, left: int, threads: int = ...) -> int: ...
 
-class _Typed:
+class _Evaluates:
+    def evaluate(
+        self,
+        program: _Program,
+        w: _Array,
+        X: Sequence[_Array],
+        y: _Array | None,
+        cost: _Cost,
+        sample_weight: _Array | None = ...,
+        threads: int = ...,
+    ) -> float: ...
+
+class _Typed(_Evaluates):
     """What exists once for float32 and once for float64."""
 
     Optimizer: type[_Optimizer]
@@ -303,22 +315,12 @@ class _Typed:
         y: _Array | None,
         sample_weight: _Array | None = ...,
     ) -> _Population: ...
-    def evaluate(
-        self,
-        program: _Program,
-        w: _Array,
-        X: Sequence[_Array],
-        y: _Array | None,
-        cost: _Cost,
-        sample_weight: _Array | None = ...,
-        threads: int = ...,
-    ) -> float: ...
 
 class _OpenDevice(Protocol):
     @property
     def name(self) -> str: ...
 
-class _Device:
+class _Device(_Evaluates):
     """Devices with memory of their own; float32."""
 
     def Device(self, capsule: Any) -> _OpenDevice: ...
@@ -337,16 +339,6 @@ class _Device:
         *,
         frozen: Sequence[str] = ...,
     ) -> _Trainer: ...
-    def evaluate(
-        self,
-        program: _Program,
-        w: _Array,
-        X: Sequence[_Array],
-        y: _Array | None,
-        cost: _Cost,
-        sample_weight: _Array | None = ...,
-        threads: int = ...,
-    ) -> float: ...
 
 f32: _Typed
 f64: _Typed

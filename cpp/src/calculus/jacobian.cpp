@@ -1,13 +1,12 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../at.hpp"
 #include "../rows.hpp"
 #include "gradstack/calculus.hpp"
 
 namespace gradstack {
 namespace {
-
-std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
 bool sees_whole_batch(const Graph& graph) {
   return std::any_of(graph.stages().begin(), graph.stages().end(),
