@@ -1,4 +1,6 @@
-"""Training and derivatives on a GPU against PyTorch and JAX: builds, checks, times. `python -m bench.gpu --help`.
+"""Training and derivatives on a GPU against PyTorch and JAX: builds, checks, times.
+
+`python -m bench.gpu --help`.
 
 Needs nvcc, CMake, pybind11 and PyTorch with CUDA; JAX takes part where it is installed with CUDA.
 Offline, under ten minutes. Every net is trained by everyone from the same weights on the same

@@ -178,7 +178,8 @@ def show(result: dict[str, Any]) -> None:
     for name, timing in result.items():
         if isinstance(timing, dict):
             print(
-                f"  {name:28s} {timing['best'] * 1e3:9.3f} ms (median {timing['median'] * 1e3:9.3f})"
+                f"  {name:28s} {timing['best'] * 1e3:9.3f} ms"
+                f" (median {timing['median'] * 1e3:9.3f})"
                 f", error against float64 {timing['error']:.1e}"
             )
         elif isinstance(timing, str) and timing.startswith("failed"):
