@@ -22,15 +22,6 @@ Array = np.ndarray
 SAMPLE = 6 * 4 + 8  # bytes: six features and a label
 
 
-@pytest.fixture(scope="module")
-def cuda() -> str:
-    try:
-        _device.open_device("cuda")
-    except _device.DeviceMissingError as error:
-        pytest.skip(str(error))
-    return "cuda"
-
-
 @pytest.fixture(params=["late", "early"])
 def copies(request: pytest.FixtureRequest, cuda: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """A device of its own for the test, whose copies run late or early if it is emulated."""

@@ -18,15 +18,6 @@ Array = np.ndarray
 
 
 @pytest.fixture(scope="module")
-def cuda() -> str:
-    try:
-        _device.open_device("cuda")
-    except _device.DeviceMissingError as error:
-        pytest.skip(str(error))
-    return "cuda"
-
-
-@pytest.fixture(scope="module")
 def emulated(cuda: str) -> str:
     """Where the memory of a device is the host's, a producer can be written in Python."""
     if not _device._load().emulated:

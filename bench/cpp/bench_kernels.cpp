@@ -185,20 +185,25 @@ template <class T> void add_layout(const Kernels<T>& kernels) {
       }
       state.SetBytesProcessed(bytes * static_cast<std::int64_t>(state.iterations()));
     });
-    add_benchmark("rows_to_tiles/" + size, kernels, [=, &kernels](benchmark::State& state) {
-      const auto rows = random_values<T>(d * kLanes);
+    add_benchmark("gather_rows/" + size, kernels, [=, &kernels](benchmark::State& state) {
+      const auto values = random_values<T>(d * kLanes);
       const Index panels = (d + gradstack::kPanel - 1) / gradstack::kPanel;
       std::vector<T> tiles(static_cast<std::size_t>(panels * gradstack::kPanel * kLanes));
-      std::vector<T> want = tiles;
-      gradstack::reference_kernels(T()).rows_to_tiles(kLanes, d, kLanes, rows.data(), d,
-                                                      want.data());
-      kernels.rows_to_tiles(kLanes, d, kLanes, rows.data(), d, tiles.data());
-      if (tiles != want) state.SkipWithError("wrong result");
+      std::vector<T> block(values.size()), want_tiles = tiles, want = block;
+      const T* rows[kLanes];
+      for (Index i = 0; i < kLanes; ++i) rows[i] = values.data() + (7 * i % kLanes) * d;
+      gradstack::reference_kernels(T()).gather_rows(kLanes, d, kLanes, rows, want.data(),
+                                                    want_tiles.data());
+      const auto gather = [&] {
+        kernels.gather_rows(kLanes, d, kLanes, rows, block.data(), tiles.data());
+      };
+      gather();
+      if (block != want || tiles != want_tiles) state.SkipWithError("wrong result");
       for (auto _ : state) {
-        kernels.rows_to_tiles(kLanes, d, kLanes, rows.data(), d, tiles.data());
+        gather();
         benchmark::ClobberMemory();
       }
-      state.SetBytesProcessed(bytes * static_cast<std::int64_t>(state.iterations()));
+      state.SetBytesProcessed(3 * bytes / 2 * static_cast<std::int64_t>(state.iterations()));
     });
     add_benchmark("block_to_rows/" + size, kernels, [=, &kernels](benchmark::State& state) {
       const auto block = random_values<T>(d * kLanes);

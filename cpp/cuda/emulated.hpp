@@ -8,6 +8,7 @@
 // two.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -110,6 +111,24 @@ struct HostLaunch {
           for (std::size_t half = kThreads / 2; half > 0; half /= 2)
             for (std::size_t t = 0; t < half; ++t) part[t] += part[t + half];
           finish(part[0]);
+        },
+        name);
+  }
+
+  template <class Value, class Finish>
+  void rows(const char* name, Index n, Index cols, const Value& value, const Finish& finish) {
+    call(
+        [n, cols, value, finish] {
+          const auto threads = static_cast<std::size_t>(row_threads(cols));
+          std::vector<float> part(threads);
+          for (Index row = n; row-- > 0;) {
+            std::fill(part.begin(), part.end(), 0.0F);
+            for (Index j = 0; j < cols; ++j)
+              part[static_cast<std::size_t>(j) % threads] += value(row, j);
+            for (std::size_t half = threads / 2; half > 0; half /= 2)
+              for (std::size_t t = 0; t < half; ++t) part[t] += part[t + half];
+            finish(row, part[0]);
+          }
         },
         name);
   }

@@ -5,6 +5,8 @@
 //   launch.each(name, n, body)           body(i) for i in 0..n-1, in any order
 //   launch.sum(name, n, value, finish)   finish(sum of value(i)), summed in an order that depends
 //                                        on n alone
+//   launch.rows(name, n, cols, value, finish)   for every row finish(row, sum of value(row, i)),
+//                                        summed in an order that depends on cols alone
 //
 // Nothing here uses atomics: a value has one writer, and sums have one order.
 #pragma once
@@ -13,22 +15,9 @@
 #include "gradstack/device.hpp"
 #include "gradstack/ops.hpp"
 #include "gradstack/random.hpp"
+#include "row_kernels.hpp"
 
 namespace gradstack::device {
-
-// Row and column of element i: 32-bit division where it suffices, as 64-bit division is a call.
-struct Split {
-  Index cols;
-  GS_HD Index row(Index i) const {
-    if (i <= 0xffffffffLL && cols <= 0xffffffffLL)
-      return static_cast<Index>(static_cast<std::uint32_t>(i) / static_cast<std::uint32_t>(cols));
-    return i / cols;
-  }
-};
-
-GS_HD GS_INLINE void put(float* to, float value, bool accumulate) {
-  *to = accumulate ? *to + value : value;
-}
 
 template <class Op> struct Forward {
   Op op;
@@ -103,7 +92,8 @@ struct Columns {
   DeviceColumns c;
   GS_HD void operator()(Index i) const {
     const Index row = Split{c.cols}.row(i), col = i - row * c.cols;
-    put(c.to + row * c.ld_to + col, c.from[row * c.ld_from + col], c.accumulate);
+    const Index from = c.repeats == 1 ? row : Split{c.repeats}.row(row);
+    put(c.to + row * c.ld_to + col, c.from[from * c.ld_from + col], c.accumulate);
   }
 };
 
@@ -271,6 +261,8 @@ template <class C> struct CostOf {
     args.scale = &scale;
     args.loss = c.loss + i;
     args.grad = c.grad ? c.grad + i * c.d : nullptr;
+    args.v = c.v ? c.v + i * c.d : nullptr;
+    args.hv = c.hv ? c.hv + i * c.d : nullptr;
     cost_block<C, float, float>(args);
   }
 };
@@ -376,6 +368,8 @@ template <class Launch> class KernelQueue : public DeviceQueue {
   void softmax(Index rows, Index d, const float* s, float* z, bool log) override;
   void softmax_backward(Index rows, Index d, const float* z, const float* dz, float* ds, bool log,
                         bool accumulate) override;
+  void log_softmax_tangent(Index rows, Index d, const float* z, const float* ds,
+                           float* dz) override;
   void dropout(const DeviceDropout& d) override;
   void column_sums(Index rows, Index d, const float* x, float* out, bool accumulate) override;
   void sparse(const DeviceSparse& s) override;
@@ -384,6 +378,10 @@ template <class Launch> class KernelQueue : public DeviceQueue {
                float* chosen) override;
   void nearest_gradient(Index rows, Index prototypes, Index d, const float* index,
                         const float* grad, float* dw, bool accumulate) override;
+  void outer(const DeviceOuter& o, float* to, Index ld, bool accumulate) override;
+  void outer_dots(const DeviceOuter& u, const DeviceOuter& v, float factor, float* sums) override;
+  void row_dots(const DeviceDots& r) override;
+  void transpose(const DeviceTranspose& t) override;
   void gather(const DeviceGather& g) override;
   void open_step(DeviceStep* at, Index count, const float* weight, const float* class_weight,
                  const std::int64_t* labels, double sum_factor) override;

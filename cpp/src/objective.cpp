@@ -4,12 +4,9 @@
 #include <stdexcept>
 #include <string>
 
+#include "at.hpp"
+
 namespace gradstack {
-namespace {
-
-std::size_t at(Index i) { return static_cast<std::size_t>(i); }
-
-}  // namespace
 
 template <class T> double total_weight(const Cost<T>& cost, const Batch& batch) {
   if (!batch.weight.data && !cost.weighs_classes()) return static_cast<double>(batch.count);
@@ -33,7 +30,8 @@ Objective<T>::Objective(std::shared_ptr<const Graph> graph, const Kernels<T>& ke
       target_(target),
       plan_(std::move(graph), kernels, std::move(options)),
       output_(plan_.graph().outputs()[0]),
-      direct_(plan_.graph().inputs().size(), 0) {
+      direct_(plan_.graph().inputs().size(), 0),
+      scattered_(plan_.graph().inputs().size(), nullptr) {
   if (plan_.graph().outputs().size() != 1)
     throw std::invalid_argument("cost: a cost compares one output with y, the graph has " +
                                 std::to_string(plan_.graph().outputs().size()));
@@ -65,11 +63,13 @@ void Objective<T>::select(const Batch& batch, Index first, Index count, double s
   scale_ = scale;
   for (std::size_t i = 0; i < direct_.size(); ++i) {
     const RowSource& x = batch.x[i];
-    direct_[i] = !batch.index && is_native<T>(x);
+    const bool native = is_native<T>(x), together = !batch.index || plan_.lanes() == 1;
+    direct_[i] = native && together;
+    scattered_[i] = native && !together ? plan_.bind_scattered(i) : nullptr;
     if (direct_[i])
-      plan_.bind_input(i, reinterpret_cast<const T*>(x.data + batch.row(first) * x.row_stride),
+      plan_.bind_input(i, row_of<T>(x, batch.row(first)),
                        x.row_stride / static_cast<Index>(sizeof(T)));
-    else
+    else if (!scattered_[i])
       plan_.bind_input(i, plan_.input_rows(i), x.cols);
   }
 }
@@ -91,7 +91,10 @@ void Objective<T>::load_block(const Batch& batch, Index block, bool check_finite
     const Index row = batch.row(first_ + i);
     for (std::size_t k = 0; k < direct_.size(); ++k) {
       check(batch.x[k], row);
-      if (!direct_[k]) gather_row(batch.x[k], row, plan_.input_rows(k) + i * batch.x[k].cols);
+      if (scattered_[k])
+        scattered_[k][i] = row_of<T>(batch.x[k], row);
+      else if (!direct_[k])
+        gather_row(batch.x[k], row, plan_.input_rows(k) + i * batch.x[k].cols);
     }
     if (batch.y.data && !batch.labels) check(batch.y, row);
     T weight = 1;

@@ -87,9 +87,11 @@ template <class T> void Plan<T>::find_wanted_gradients() {
   wants_grad_.assign(stages.size(), 0);
   needs_tiles_.assign(stages.size(), 0);
   if (!options_.gradients) return;
+  // Whoever starts backward writes them. What depends on one has a gradient that goes back into it.
+  for (int output : graph_->outputs()) wants_grad_[index(base_[index(output)])] = 1;
   for (std::size_t i = 0; i < stages.size(); ++i) {
     const Stage& stage = stages[i];
-    bool wants = (stage.kind == Kind::Input && options_.want_dx) ||
+    bool wants = wants_grad_[i] != 0 || (stage.kind == Kind::Input && options_.want_dx) ||
                  static_cast<int>(i) == options_.want_stage;
     wants = wants || wants_dw(stage.weight_id) || wants_dw(stage.bias_id);
     for (int input : stage.in) wants = wants || wants_grad_[index(base_[index(input)])];
@@ -97,7 +99,6 @@ template <class T> void Plan<T>::find_wanted_gradients() {
     if (stage.kind == Kind::Linear && wants_dw(stage.weight_id))
       needs_tiles_[index(base_[index(stage.in[0])])] = 1;
   }
-  for (int output : graph_->outputs()) wants_grad_[index(base_[index(output)])] = 1;
 }
 
 // A variable that depends on no direction has zero derivatives and no memory for them.
@@ -119,6 +120,7 @@ template <class T> void Plan<T>::allocate() {
   const Index samples = blocks() * lanes_;
   variables_.resize(stages.size());
   owned_rows_.assign(graph_->inputs().size(), nullptr);
+  scattered_.assign(graph_->inputs().size(), std::vector<const T*>(index(options_.batch)));
   bound_.resize(graph_->inputs().size());
   // Backwards, so that a fused Linear finds the buffers of its pointwise block: they share one
   // gradient (dC/ds overwrites dC/dz), and one value where h' is had from z.
@@ -288,11 +290,16 @@ std::unique_ptr<Block<T>> Plan<T>::make_block(int id, std::vector<char>& written
 }
 
 template <class T> void Plan<T>::bind_input(std::size_t i, const T* rows, Index ld) {
-  bound_[i] = {rows, ld};
+  bound_[i] = {rows, ld, nullptr};
   if (lanes_ > 1) return;
   Variable<T>& v = variables_[index(graph_->inputs()[i])];
   v.value = const_cast<T*>(rows);  // only read: nothing writes an input's values
   if (v.tiles) v.tiles = v.value;
+}
+
+template <class T> const T** Plan<T>::bind_scattered(std::size_t i) {
+  bound_[i] = {nullptr, 0, scattered_[i].data()};
+  return scattered_[i].data();
 }
 
 template <class T> T* Plan<T>::input_rows(std::size_t i) {
@@ -307,11 +314,12 @@ template <class T> void Plan<T>::forward(const Run<T>& run, const Worker& worker
       const InputRows<T>& in = bound_[i];
       const Variable<T>& v = variables_[index(graph_->inputs()[i])];
       worker.for_each(blocks(), [&](Index b) {
-        kernels_.rows_to_block(block_samples(b), v.d, lanes_, in.rows + b * lanes_ * in.ld, in.ld,
-                               v.value + b * v.d * lanes_);
-        if (v.tiles)
-          kernels_.rows_to_tiles(block_samples(b), v.d, lanes_, in.rows + b * lanes_ * in.ld, in.ld,
-                                 v.tiles + b * v.panels() * kPanel * lanes_);
+        const Index first = b * lanes_, n = block_samples(b);
+        const T* regular[kLanes];
+        for (Index s = 0; !in.each && s < n; ++s) regular[s] = in.rows + (first + s) * in.ld;
+        kernels_.gather_rows(n, v.d, lanes_, in.each ? in.each + first : regular,
+                             v.value + first * v.d,
+                             v.tiles ? v.tiles + first * v.panels() * kPanel : nullptr);
       });
     }
   }

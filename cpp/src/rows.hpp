@@ -14,8 +14,7 @@ void bind_rows(Plan<T>& plan, const std::vector<RowSource>& x, Index first, Inde
   plan.set_count(count);
   for (std::size_t i = 0; i < x.size(); ++i) {
     if (is_native<T>(x[i])) {
-      plan.bind_input(i, reinterpret_cast<const T*>(x[i].data + first * x[i].row_stride),
-                      x[i].row_stride / static_cast<Index>(sizeof(T)));
+      plan.bind_input(i, row_of<T>(x[i], first), x[i].row_stride / static_cast<Index>(sizeof(T)));
       continue;
     }
     T* rows = plan.input_rows(i);

@@ -53,8 +53,8 @@ def _to_numpy(value: Any, name: str) -> Array:
         return cast_type(Array, value)  # has what is asked of an array before the core reads it
     if isinstance(value, _core.device.DeviceArray):
         raise TypeError(
-            f"{name} lies on {value.device}, what is called here runs on the CPU: pass "
-            f"{name}.numpy(), or call a net that is on the device"
+            f"{name} lies on {value.device}, this call takes arrays of the host: pass "
+            f"{name}.numpy(); net(x), vjp and value_and_grad of a net on that device take it"
         )
     # A torch tensor that requires gradients refuses every view of itself.
     detach = getattr(value, "detach", None)

@@ -267,7 +267,19 @@ class _Population(Protocol):
     def evaluate(self, w: _Array, threads: int = ...) -> npt.NDArray[np.float64]: ...
     def generation(self, search: _Search, left: int, threads: int = ...) -> int: ...
 
-class _Typed:
+class _Evaluates:
+    def evaluate(
+        self,
+        program: _Program,
+        w: _Array,
+        X: Sequence[_Array],
+        y: _Array | None,
+        cost: _Cost,
+        sample_weight: _Array | None = ...,
+        threads: int = ...,
+    ) -> float: ...
+
+class _Typed(_Evaluates):
     """What exists once for float32 and once for float64."""
 
     Optimizer: type[_Optimizer]
@@ -303,16 +315,6 @@ class _Typed:
         y: _Array | None,
         sample_weight: _Array | None = ...,
     ) -> _Population: ...
-    def evaluate(
-        self,
-        program: _Program,
-        w: _Array,
-        X: Sequence[_Array],
-        y: _Array | None,
-        cost: _Cost,
-        sample_weight: _Array | None = ...,
-        threads: int = ...,
-    ) -> float: ...
 
 class _OpenDevice(Protocol):
     @property
@@ -345,7 +347,7 @@ class _DeviceArray:
     ) -> Any: ...
     def __dlpack_device__(self) -> tuple[int, int]: ...
 
-class _Device:
+class _Device(_Evaluates):
     """Devices with memory of their own; float32."""
 
     DeviceArray: type[_DeviceArray]
@@ -372,6 +374,11 @@ class _Device:
     ) -> float: ...
     def Device(self, capsule: Any) -> _OpenDevice: ...
     def DeviceProgram(self, graph: Graph, device: _OpenDevice) -> _Program: ...
+    def DeviceJacobian(
+        self, graph: Graph, device: _OpenDevice, wrt: Any, output: int = ...
+    ) -> _Jacobian: ...
+    def DevicePerSample(self, graph: Graph, device: _OpenDevice, cost: _Cost) -> _PerSample: ...
+    def DeviceGaussNewton(self, graph: Graph, device: _OpenDevice, cost: _Cost) -> _Curvature: ...
     def DeviceTrainer(
         self,
         graph: Graph,
@@ -381,16 +388,6 @@ class _Device:
         *,
         frozen: Sequence[str] = ...,
     ) -> _Trainer: ...
-    def evaluate(
-        self,
-        program: _Program,
-        w: _Array,
-        X: Sequence[_Array],
-        y: _Array | None,
-        cost: _Cost,
-        sample_weight: _Array | None = ...,
-        threads: int = ...,
-    ) -> float: ...
 
 f32: _Typed
 f64: _Typed

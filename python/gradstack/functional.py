@@ -183,7 +183,7 @@ def jvp(net: Module, x: Any, dx: Any = None, dw: Any = None, w: Any = None) -> t
     if inputs.count == 0:
         ys = [np.empty((0, n), inputs.dtype) for n in inputs.compiled.out_sizes]
         return inputs.outputs(ys), inputs.outputs(ys)
-    ys, dys = inputs.program.jvp(vector, inputs.xs, dxs, direction)
+    ys, dys = program_for(net, inputs).jvp(vector, inputs.xs, dxs, direction)
     return inputs.outputs(ys), inputs.outputs(dys)
 
 

@@ -142,26 +142,38 @@ TEST_CASE_TEMPLATE("rows_to_block and block_to_rows", T, float, double) {
   }
 }
 
-TEST_CASE_TEMPLATE("rows_to_tiles", T, float, double) {
+TEST_CASE_TEMPLATE("gather_rows: rows in any order, as lanes and as tiles", T, float, double) {
   constexpr Index kPanel = gradstack::kPanel;
-  for (const Index d : kSizes) {
-    for (const Index count : kSizes) {
-      if (count > kLanes) continue;
-      CAPTURE(d);
-      CAPTURE(count);
-      const Index ldr = d + 3, size = (d + kPanel - 1) / kPanel * kPanel * kLanes;
-      const auto rows = random_array<T>(count * ldr, 1);
-      for_each_kernels<T>([&](const Kernels<T>& kernels) {
-        Guarded<T> tiles(size, T(9));
-        kernels.rows_to_tiles(count, d, kLanes, rows.data(), ldr, tiles.data());
-        int wrong = 0;
-        for (Index i = 0; i < size; ++i) {
-          const Index j = i / (kPanel * kLanes) * kPanel + i % kPanel, l = i / kPanel % kLanes;
-          wrong += tiles[i] != (j < d ? rows[std::min(l, count - 1) * ldr + j] : T(9));
-        }
-        CHECK(wrong == 0);
-        CHECK(tiles.guards_intact());
-      });
+  for (const Index lanes : {Index(8), Index(16), kLanes}) {
+    for (const Index d : kSizes) {
+      for (const Index count : kSizes) {
+        if (count > lanes) continue;
+        CAPTURE(lanes);
+        CAPTURE(d);
+        CAPTURE(count);
+        const Index size = (d + kPanel - 1) / kPanel * kPanel * lanes;
+        const auto values = random_array<T>(count * d, 1);
+        std::vector<const T*> rows;
+        for (Index l = 0; l < count; ++l) rows.push_back(values.data() + (count - 1 - l) * d);
+        for_each_kernels<T>([&](const Kernels<T>& kernels) {
+          if (lanes % kernels.vector != 0) return;  // blocks are of whole vectors
+          Guarded<T> block(d * lanes, T(9)), alone(d * lanes, T(9)), tiles(size, T(9));
+          kernels.gather_rows(count, d, lanes, rows.data(), block.data(), tiles.data());
+          kernels.gather_rows(count, d, lanes, rows.data(), alone.data(), nullptr);
+          const auto value = [&](Index l, Index j) {
+            return rows[static_cast<std::size_t>(std::min(l, count - 1))][j];
+          };
+          int wrong = 0;
+          for (Index i = 0; i < d * lanes; ++i) wrong += block[i] != value(i % lanes, i / lanes);
+          for (Index i = 0; i < size; ++i) {
+            const Index j = i / (kPanel * lanes) * kPanel + i % kPanel, l = i / kPanel % lanes;
+            wrong += tiles[i] != (j < d ? value(l, j) : T(9));
+          }
+          CHECK(wrong == 0);
+          CHECK(alone.same_bits(block));
+          CHECK((block.guards_intact() && tiles.guards_intact()));
+        });
+      }
     }
   }
 }

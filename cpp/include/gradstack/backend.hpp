@@ -124,8 +124,9 @@ template <class T> struct Kernels {
   // rows[b][d] (row stride ldr) <-> block [d][lanes]; `count` <= lanes samples; padding lanes
   // repeat the last sample so that padding is exactly as finite as the data.
   void (*rows_to_block)(Index count, Index d, Index lanes, const T* rows, Index ldr, T* block);
-  // The same rows to [panel][lanes][kPanel], see Variable::tiles; features past d are not written.
-  void (*rows_to_tiles)(Index count, Index d, Index lanes, const T* rows, Index ldr, T* tiles);
+  // The same for rows wherever they lie, lanes > 1; and, unless null, to `tiles` [panel][lanes]
+  // [kPanel], see Variable::tiles, of which features past d are not written.
+  void (*gather_rows)(Index count, Index d, Index lanes, const T* const* rows, T* block, T* tiles);
   void (*block_to_rows)(Index count, Index d, Index lanes, const T* block, T* rows, Index ldr,
                         bool accumulate);
   // out[r] (+)= sum over lanes of x[r][l], for `segments` blocks seg_stride apart (bias gradients).

@@ -30,6 +30,11 @@ template <class T> bool is_native(const RowSource& source) {
          reinterpret_cast<std::uintptr_t>(source.data) % alignof(T) == 0;
 }
 
+// Where a row of a native source lies.
+template <class T> const T* row_of(const RowSource& source, Index row) {
+  return reinterpret_cast<const T*>(source.data + row * source.row_stride);
+}
+
 template <class T> void gather_row(const RowSource& source, Index row, T* out);
 
 // Labels of type int64 from any integer column.

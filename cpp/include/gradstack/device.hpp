@@ -15,6 +15,7 @@
 
 #include "gradstack/config.hpp"
 #include "gradstack/cost_info.hpp"
+#include "gradstack/device_rows.hpp"
 #include "gradstack/ops/op.hpp"
 #include "gradstack/updates.hpp"
 
@@ -62,6 +63,7 @@ struct DeviceColumns {
   float* to = nullptr;
   Index ld_to = 0;
   bool accumulate = false;
+  Index repeats = 1;  // each row of `from` is taken that often, `rows` counts those of `to`
 };
 
 // Where a run is, kept on the device so that a recorded step can be replayed.
@@ -136,6 +138,9 @@ struct DeviceCost {
   const DeviceStep* at = nullptr;
   float* loss = nullptr;  // (count,)
   float* grad = nullptr;  // (count, d) or null
+  // hv, (count, d): (d2L/dybar2) v times what multiplies grad; null without v.
+  const float* v = nullptr;
+  float* hv = nullptr;
 };
 
 // Constants of a run's steps for an update rule, computed by the host.
@@ -193,6 +198,8 @@ class DeviceQueue {
   std::mutex& mutex() { return mutex_; }
   // For people, such as "NVIDIA H100 80GB HBM3".
   virtual std::string name() const = 0;
+  // Memory that a part of a batch takes up, where batches go through in parts.
+  std::size_t part_bytes = std::size_t{1} << 28;
 
   // Zeroed memory. `what` names it in the message of DeviceOutOfMemory.
   virtual void* allocate(std::size_t bytes, const char* what) = 0;
@@ -250,6 +257,9 @@ class DeviceQueue {
   virtual void softmax(Index rows, Index d, const float* s, float* z, bool log) = 0;
   virtual void softmax_backward(Index rows, Index d, const float* z, const float* dz, float* ds,
                                 bool log, bool accumulate) = 0;
+  // dz = the perturbation of the logarithms z by ds; the softmax's own is its softmax_backward.
+  virtual void log_softmax_tangent(Index rows, Index d, const float* z, const float* ds,
+                                   float* dz) = 0;
   virtual void dropout(const DeviceDropout& d) = 0;
   // out[j] (+)= sum over rows of x[row][j], in an order that depends on shapes alone.
   virtual void column_sums(Index rows, Index d, const float* x, float* out, bool accumulate) = 0;
@@ -261,6 +271,14 @@ class DeviceQueue {
   // dw (prototypes, d) (+)= the gradients of the samples that chose each.
   virtual void nearest_gradient(Index rows, Index prototypes, Index d, const float* index,
                                 const float* grad, float* dw, bool accumulate) = 0;
+
+  // to[row * ld + k] (+)= entry k of the row's outer product.
+  virtual void outer(const DeviceOuter& o, float* to, Index ld, bool accumulate) = 0;
+  // sums[row] += factor * sum of the products of u's and v's entries.
+  virtual void outer_dots(const DeviceOuter& u, const DeviceOuter& v, float factor,
+                          float* sums) = 0;
+  virtual void row_dots(const DeviceDots& r) = 0;
+  virtual void transpose(const DeviceTranspose& t) = 0;
 
   virtual void gather(const DeviceGather& g) = 0;
   // at->weight and at->scale of a batch: sum of weight[i] class_weight[label[i]] (null: 1);

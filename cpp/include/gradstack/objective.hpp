@@ -68,7 +68,9 @@ template <class T> class Objective {
   int output_;
   Index first_ = 0;
   double scale_ = 1;
-  std::vector<char> direct_;  // per input: rows are used where they lie
+  // Per input: rows are used where they lie, one behind the other or (not null) each by itself.
+  std::vector<char> direct_;
+  std::vector<const T**> scattered_;
   T *targets_, *target_rows_, *weights_, *scales_, *losses_;
   T *rows_ybar_ = nullptr, *rows_grad_ = nullptr, *rows_v_ = nullptr;  // user costs
   std::int64_t* labels_;

@@ -52,10 +52,11 @@ template <class T> struct Variable {
   Index panels() const { return (d + kPanel - 1) / kPanel; }
 };
 
-// The caller's samples of an input, `ld` values apart.
+// The caller's samples of an input: `ld` values apart, or (each not null) wherever they lie.
 template <class T> struct InputRows {
   const T* rows = nullptr;
   Index ld = 0;
+  const T* const* each = nullptr;
 };
 
 struct PlanOptions {
@@ -92,6 +93,9 @@ template <class T> class Plan {
 
   // Input i of the next run is rows of `ld` values; they stay valid until the run has ended.
   void bind_input(std::size_t i, const T* rows, Index ld);
+  // The same for rows that lie apart; more than one lane. The caller writes where each one is to
+  // what is returned.
+  const T** bind_scattered(std::size_t i);
   // Plan-owned rows for input i, to be filled by the caller.
   T* input_rows(std::size_t i);
 
@@ -152,6 +156,7 @@ template <class T> class Plan {
   std::vector<std::unique_ptr<LinearSpec<T>>> linear_;  // per stage, null for other kinds
   std::vector<std::unique_ptr<Block<T>>> blocks_;       // in order of execution
   std::vector<T*> owned_rows_;                          // per input
+  std::vector<std::vector<const T*>> scattered_;        // per input
   std::vector<InputRows<T>> bound_;                     // per input
   std::unique_ptr<Variable<T>> chosen_;
   std::vector<int> parameter_uses_;  // blocks that a parameter belongs to

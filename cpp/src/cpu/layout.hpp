@@ -8,26 +8,29 @@ namespace gradstack {
 inline namespace GRADSTACK_UNIT {
 
 template <class T>
-void rows_to_block(Index count, Index d, Index lanes, const T* rows, Index ldr, T* block) {
+void gather_rows(Index count, Index d, Index lanes, const T* const* rows, T* block, T* tiles) {
   using V = Vec<T>;
-  if (lanes == 1) {
-    for_each_vector<T>(d, [&](Index j, Index n) { store(block + j, load(rows + j, n), n); });
-    return;
-  }
   // One cache line of every row at a time: 32 rows a multiple of a page apart share few cache sets.
-  constexpr Index kLine = 64 / static_cast<Index>(sizeof(T));
+  // So many rows at once are beyond what the hardware prefetches.
+  constexpr Index kLine = 64 / static_cast<Index>(sizeof(T)), kAhead = 4 * kLine;
   for (Index line = 0; line < d; line += kLine) {
     const Index end = d - line < kLine ? d : line + kLine;
     for (Index lane = 0; lane < lanes; lane += V::size) {
       const T* row[V::size];
       for (Index i = 0; i < V::size; ++i) {
-        row[i] = rows + (lane + i < count ? lane + i : count - 1) * ldr;
+        row[i] = rows[lane + i < count ? lane + i : count - 1] + line;
+        if (line + kAhead < d) __builtin_prefetch(row[i] + kAhead);
       }
       for (Index j = line; j < end; j += V::size) {
         const Index features = end - j < V::size ? end - j : V::size;
         V square[V::size];
 #pragma GCC unroll 16
-        for (int i = 0; i < V::size; ++i) square[i] = load(row[i] + j, features);
+        for (int i = 0; i < V::size; ++i) square[i] = load(row[i] + (j - line), features);
+        if (tiles != nullptr) {
+          T* to = tiles + (j / kPanel * lanes + lane) * kPanel + j % kPanel;
+#pragma GCC unroll 16
+          for (int i = 0; i < V::size; ++i) store(to + i * kPanel, square[i], features);
+        }
         transpose(square);
         T* to = block + j * lanes + lane;
 #pragma GCC unroll 16
@@ -40,16 +43,14 @@ void rows_to_block(Index count, Index d, Index lanes, const T* rows, Index ldr, 
 }
 
 template <class T>
-void rows_to_tiles(Index count, Index d, Index lanes, const T* rows, Index ldr, T* tiles) {
-  for (Index lane = 0; lane < lanes; ++lane) {
-    const T* row = rows + (lane < count ? lane : count - 1) * ldr;
-    T* to = tiles + lane * kPanel;
-    for (Index j = 0; j < d; j += kPanel, to += lanes * kPanel) {
-      const Index features = d - j < kPanel ? d - j : kPanel;
-      for_each_vector<T>(features,
-                         [&](Index i, Index n) { store(to + i, load(row + j + i, n), n); });
-    }
+void rows_to_block(Index count, Index d, Index lanes, const T* rows, Index ldr, T* block) {
+  if (lanes == 1) {
+    for_each_vector<T>(d, [&](Index j, Index n) { store(block + j, load(rows + j, n), n); });
+    return;
   }
+  const T* row[kLanes];
+  for (Index i = 0; i < count; ++i) row[i] = rows + i * ldr;
+  gather_rows<T>(count, d, lanes, row, block, nullptr);
 }
 
 template <class T>

@@ -190,6 +190,54 @@ template <class T> GS_INLINE Vec<T> fma(Vec<T> x, Vec<T> y, Vec<T> z) {
   return x * y + z;
 #endif
 }
+// x * y - z
+template <class T> GS_INLINE Vec<T> fms(Vec<T> x, Vec<T> y, Vec<T> z) {
+#if defined(GS_SIMD_AVX512)
+  if constexpr (sizeof(T) == 4) {
+    return _mm512_fmsub_ps(x.v, y.v, z.v);
+  } else {
+    return _mm512_fmsub_pd(x.v, y.v, z.v);
+  }
+#elif defined(GS_SIMD_AVX2)
+  if constexpr (sizeof(T) == 4) {
+    return _mm256_fmsub_ps(x.v, y.v, z.v);
+  } else {
+    return _mm256_fmsub_pd(x.v, y.v, z.v);
+  }
+#elif defined(GS_SIMD_NEON)
+  if constexpr (sizeof(T) == 4) {
+    return vfmaq_f32(vnegq_f32(z.v), x.v, y.v);
+  } else {
+    return vfmaq_f64(vnegq_f64(z.v), x.v, y.v);
+  }
+#else
+  return x * y - z;
+#endif
+}
+// z - x * y
+template <class T> GS_INLINE Vec<T> fnma(Vec<T> x, Vec<T> y, Vec<T> z) {
+#if defined(GS_SIMD_AVX512)
+  if constexpr (sizeof(T) == 4) {
+    return _mm512_fnmadd_ps(x.v, y.v, z.v);
+  } else {
+    return _mm512_fnmadd_pd(x.v, y.v, z.v);
+  }
+#elif defined(GS_SIMD_AVX2)
+  if constexpr (sizeof(T) == 4) {
+    return _mm256_fnmadd_ps(x.v, y.v, z.v);
+  } else {
+    return _mm256_fnmadd_pd(x.v, y.v, z.v);
+  }
+#elif defined(GS_SIMD_NEON)
+  if constexpr (sizeof(T) == 4) {
+    return vfmsq_f32(z.v, x.v, y.v);
+  } else {
+    return vfmsq_f64(z.v, x.v, y.v);
+  }
+#else
+  return z - x * y;
+#endif
+}
 
 // The second operand when either is NaN. (gcc makes two instructions of the comparison.)
 template <class T> GS_INLINE Vec<T> minimum(Vec<T> a, Vec<T> b) {

@@ -164,33 +164,30 @@ template <class T> GS_INLINE Vec<T> log1p(Vec<T> x) {
 
 namespace simd {
 
-// (exp(2 r) - 1 - 2 r) / (2 r^2) for |r| <= log(2) / 4.
-GS_INLINE Vec<float> tanh_tail(Vec<float> r, Vec<float> r2) {
-  using V = Vec<float>;
-  const V low = fma(r, V(0.66666168f), V(1)), high = fma(r, V(0.133867368f), V(0.333330244f));
-  return fma(r2, fma(r2, V(0.0446293429f), high), low);
-}
-GS_INLINE Vec<double> tanh_tail(Vec<double> r, Vec<double>) {
-  return Vec<double>(2) * exp_tail(r + r);
+// tanh(r) / r for |r| <= log(2) / 4, u = r^2.
+GS_INLINE Vec<float> tanh_core(Vec<float> u) { return horner(u, 1.0f, -0.33331272f, 0.131106734f); }
+GS_INLINE Vec<double> tanh_core(Vec<double> u) {
+  return horner(u, 1.0, -0.3333333333333249, 0.13333333332784292, -0.053968252782946056,
+                0.02186937078390036, -0.008857311081695515, 0.0034448662826063454);
 }
 
 }  // namespace simd
 
-// h / (h + 1) with h = (exp(2 |x|) - 1) / 2 = 2^k p + (2^k - 1) / 2, where 2 |x| = k log(2) + 2 r
-// and p = (exp(2 r) - 1) / 2. It needs none of expm1's cases: 2^k is small, and where it is 1
-// nothing is lost however small x is. Nor does it need log(2) in two parts: where k is large the
-// result hardly depends on r.
+// With x = k log(2) / 2 + r and t = tanh(r), the addition theorem for K = 2^(k - 1):
+//   tanh(x) = ((K + 1/2) t + (K - 1/2)) / ((K + 1/2) + (K - 1/2) t).
+// It is odd in every bit (-0 too: 0 - 0 is +0, hence the subtractions) and at most 1. log(2) / 2 in
+// one part will do: where k is large the result hardly depends on r.
 template <class T> GS_INLINE Vec<T> tanh(Vec<T> x) {
   using C = simd::Constants<T>;
   using V = Vec<T>;
-  const V a = minimum(V(C::tanh_max), abs(x));
-  const V shifted = fma(a, V(2.88539008177792681472), V(C::integer_shift));
-  const V r = fma(shifted - V(C::integer_shift), V(-0.34657359027997265471), a);
-  const V r2 = r * r;
-  const V p = fma(r2, simd::tanh_tail(r, r2), r);
-  const V two_k = simd::power_of_two<T>(bits(shifted) - (bits(V(C::integer_shift)) - C::bias));
-  const V h = fma(two_k, p, fma(two_k, V(0.5), V(-0.5)));
-  return copysign(h / (h + V(1)), x);
+  const V shift(C::integer_shift + T(C::bias - 1));  // even, so that ties are symmetric
+  const V a = maximum(V(-C::tanh_max), minimum(V(C::tanh_max), x));
+  const V shifted = fma(a, V(2.88539008177792681472), shift);
+  const V r = fma(shifted - shift, V(-0.34657359027997265471), a);
+  const V two_k = simd::power_of_two<T>(bits(shifted));
+  const V t = r * simd::tanh_core(r * r);
+  const V sum = two_k + V(0.5), difference = V(0.5) - two_k;
+  return fms(sum, t, difference) / fnma(difference, t, sum);
 }
 
 namespace simd {

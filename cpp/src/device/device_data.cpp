@@ -1,19 +1,16 @@
 #include "gradstack/device_data.hpp"
 
 #include <algorithm>
-#include <cmath>
 #include <stdexcept>
 #include <string>
 
-#include "gradstack/parallel.hpp"
+#include "at.hpp"
+#include "stage_calls.hpp"
 
 namespace gradstack {
 namespace {
 
 constexpr Index kUpload = 1 << 22;  // values converted at a time
-
-std::size_t at(Index i) { return static_cast<std::size_t>(i); }
-std::size_t bytes_of(Index n) { return at(n) * sizeof(float); }
 
 }  // namespace
 

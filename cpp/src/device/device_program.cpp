@@ -4,39 +4,17 @@
 #include <stdexcept>
 #include <string>
 
+#include "parts.hpp"
+#include "recent.hpp"
+#include "stage_calls.hpp"
+
 namespace gradstack {
 namespace {
-
-constexpr double kChunkBytes = 1 << 28;   // activations of one plan when predicting, at most
-constexpr double kChunkShare = 1.0 / 16;  // and of the device's memory
-constexpr std::size_t kKept = 4;          // plans
-
-std::size_t bytes_of(Index n) { return static_cast<std::size_t>(n) * sizeof(float); }
 
 const TableCost<float>& table_cost(const Cost<float>& cost) {
   const auto* table = dynamic_cast<const TableCost<float>*>(&cost);
   if (!table) throw std::invalid_argument("cost: a cost written in Python runs on the CPU only");
   return *table;
-}
-
-// Moves the entry that `fits` to the front, or puts a new one there.
-template <class Entry, class Fits, class Make>
-Entry& recent(std::list<std::unique_ptr<Entry>>& kept, Fits&& fits, Make&& make) {
-  const auto found =
-      std::find_if(kept.begin(), kept.end(), [&](const auto& entry) { return fits(*entry); });
-  if (found != kept.end()) {
-    kept.splice(kept.begin(), kept, found);
-  } else {
-    if (kept.size() == kKept) kept.pop_back();  // first, so that its memory can be used again
-    try {
-      kept.push_front(make());
-    } catch (const DeviceOutOfMemory&) {
-      if (kept.empty()) throw;
-      kept.clear();
-      kept.push_front(make());
-    }
-  }
-  return *kept.front();
 }
 
 }  // namespace
@@ -146,29 +124,37 @@ void DeviceObjective::evaluate(const DeviceRun& run, DeviceStep* at, double* res
   queue_->close_loss(at, plan_.count(), loss_.data(), weight_.data(), results, allow_non_finite);
 }
 
+void DeviceObjective::sample_costs(DeviceStep* at, double scale, const float* weight) {
+  queue_->open_step(at, plan_.count(), nullptr, nullptr, nullptr, scale);
+  DeviceCost call = call_;
+  call.at = at;
+  call.weight = weight;
+  queue_->cost(call);
+}
+
+void DeviceObjective::curvature(DeviceStep* at, double scale) {
+  queue_->open_step(at, plan_.count(), nullptr, nullptr, nullptr, scale);
+  const int output = plan_.graph().outputs()[0];
+  if (!plan_.moves(output)) return queue_->zero(call_.grad, bytes_of(plan_.count() * width_));
+  DeviceCost call = call_;
+  call.at = at;
+  call.v = plan_.tangent(output);
+  call.hv = call_.grad;
+  call.grad = nullptr;
+  queue_->cost(call);
+}
+
 DeviceLinearization::DeviceLinearization(std::shared_ptr<const Graph> graph,
                                          std::shared_ptr<DeviceQueue> queue, const float* w,
                                          const std::vector<RowSource>& x, Index count,
-                                         CallOptions options)
-    : queue_(std::move(queue)), graph_(std::move(graph)) {
+                                         bool tangents, CallOptions options)
+    : queue_(std::move(queue)), graph_(std::move(graph)), parameters_(graph_, queue_) {
   const std::lock_guard<std::mutex> lock(queue_->mutex());
   plan_ = std::make_unique<DevicePlan>(
       graph_, queue_,
-      DevicePlanOptions{.count = count, .gradients = true, .want_dx = true, .frozen = {}});
-  const DeviceLayout& layout = plan_->layout();
-  std::vector<float> padded(static_cast<std::size_t>(layout.size()));
-  layout.spread(*graph_, w, padded.data());
-  w_ = DeviceArray<float>(queue_, layout.size(), "parameters");
-  dw_ = DeviceArray<float>(queue_, layout.size(), "gradient");
-  at_ = DeviceArray<DeviceStep>(queue_, 1, "state of a run");
-  w_.from_host(padded.data(), w_.size());
-  DeviceStep at;
-  at.step = options.step;
-  at_.from_host(&at, 1);
-  run_.w = w_.data();
-  run_.train = options.train;
-  run_.seed = options.seed;
-  run_.at = at_.data();
+      DevicePlanOptions{
+          .count = count, .gradients = true, .want_dx = true, .tangents = tangents, .frozen = {}});
+  run_ = parameters_.open(w, options);
   Batch batch;
   batch.x = x;
   batch.count = count;
@@ -211,62 +197,62 @@ void DeviceLinearization::vjp(const std::vector<const float*>& dys, const std::v
       std::any_of(dys.begin(), dys.end(), [&](const float* dy) { return queue_->on_device(dy); });
   const std::unique_ptr<DeviceFence> read = queue_->fence();
   queue_->mark(*read, DeviceLine::Kernels);
-  run_.dw = dw ? dw_.data() : nullptr;
+  run_.dw = dw ? parameters_.gradient() : nullptr;
   plan_->backward(run_);
   for (std::size_t i = 0; i < dxs.size(); ++i) {
     const int input = graph().inputs()[i];
     if (dxs[i]) queue_->to_host(dxs[i], plan_->grad(input), bytes_of(n * plan_->width(input)));
   }
-  if (dw) plan_->layout().download(*queue_, graph(), dw_.data(), dw);
-  if (lent) queue_->wait_for(*read);
+  if (dw) parameters_.read_gradient(dw);
+}
+
+void DeviceLinearization::jvp(const std::vector<const float*>& dxs, const float* dw,
+                              const std::vector<float*>& dys) {
+  const std::lock_guard<std::mutex> lock(queue_->mutex());
+  DeviceRun run = run_;
+  if (dw) run.tangent_w = parameters_.direction(dw);
+  push_rows(*queue_, *plan_, run, 0, dxs, dys);
+}
+
+void push_rows(DeviceQueue& queue, DevicePlan& plan, const DeviceRun& run, Index first,
+               const std::vector<const float*>& dxs, const std::vector<float*>& dys) {
+  const Graph& graph = plan.graph();
+  std::vector<char> moved;
+  for (std::size_t i = 0; i < dxs.size(); ++i) {
+    moved.push_back(dxs[i] != nullptr);
+    const int input = graph.inputs()[i];
+    const Index d = plan.width(input);
+    if (dxs[i])
+      queue.to_device(plan.tangent(input), dxs[i] + first * d, bytes_of(plan.count() * d));
+  }
+  plan.push(run, moved);
+  for (std::size_t i = 0; i < dys.size(); ++i) {
+    const int output = graph.outputs()[i];
+    const Index size = plan.count() * plan.width(output);
+    float* to = dys[i] + first * plan.width(output);
+    if (plan.moves(output))
+      queue.to_host(to, plan.tangent(output), bytes_of(size));
+    else
+      std::fill_n(to, size, 0.0F);
+  }
 }
 
 DeviceProgram::DeviceProgram(std::shared_ptr<const Graph> graph, std::shared_ptr<DeviceQueue> queue)
-    : graph_(std::move(graph)),
-      queue_(std::move(queue)),
-      layout_(*graph_),
-      chunk_bytes_(kChunkBytes),
-      padded_(static_cast<std::size_t>(layout_.size())) {
+    : graph_(std::move(graph)), queue_(std::move(queue)), parameters_(graph_, queue_) {
   check_device_graph(*graph_);
   const std::lock_guard<std::mutex> lock(queue_->mutex());
-  chunk_bytes_ = std::min(kChunkBytes, kChunkShare * static_cast<double>(queue_->memory().total));
-  w_ = DeviceArray<float>(queue_, layout_.size(), "parameters");
-  dw_ = DeviceArray<float>(queue_, layout_.size(), "gradient");
-  at_ = DeviceArray<DeviceStep>(queue_, 1, "state of a run");
   results_ = DeviceArray<double>(queue_, 2, "state of a run");
 }
 
-Index DeviceProgram::chunk(Index count) const {
-  Index features = 0;
-  for (const Stage& stage : graph_->stages()) features += size_of(stage.shape);
-  const double most =
-      chunk_bytes_ / sizeof(float) / static_cast<double>(std::max(features, Index{1}));
-  return std::min(count, std::max(Index{1024}, static_cast<Index>(most)));
-}
-
-void DeviceProgram::upload(const float* w) {
-  layout_.spread(*graph_, w, padded_.data());
-  w_.from_host(padded_.data(), w_.size());
-}
-
-DeviceRun DeviceProgram::open(const CallOptions& options) {
-  DeviceStep at;
-  at.step = options.step;
-  at_.from_host(&at, 1);
-  DeviceRun run;
-  run.w = w_.data();
-  run.train = options.train;
-  run.seed = options.seed;
-  run.at = at_.data();
-  return run;
-}
-
-DevicePlan& DeviceProgram::plan_for(Index count) {
+DevicePlan& DeviceProgram::plan_for(Index count, bool tangents) {
   return recent(
-      plans_, [&](const DevicePlan& plan) { return plan.count() == count; },
+      plans_,
+      [&](const DevicePlan& plan) {
+        return plan.count() == count && plan.options().tangents == tangents;
+      },
       [&] {
-        return std::make_unique<DevicePlan>(graph_, queue_,
-                                            DevicePlanOptions{.count = count, .frozen = {}});
+        return std::make_unique<DevicePlan>(
+            graph_, queue_, DevicePlanOptions{.count = count, .tangents = tangents, .frozen = {}});
       });
 }
 
@@ -289,17 +275,16 @@ void DeviceProgram::forward(const float* w, const std::vector<RowSource>& x, Ind
                             const std::vector<float*>& outs, CallOptions options) {
   if (count == 0) return;
   const std::lock_guard<std::mutex> lock(queue_->mutex());
-  upload(w);
-  DeviceRun run = open(options);
+  DeviceRun run = parameters_.open(w, options);
   Batch batch;
   batch.x = x;
   batch.count = count;
   const bool lent = on_device(*queue_, batch);
   const std::unique_ptr<DeviceFence> read = queue_->fence();
-  const Index most = chunk(count);
+  const Index most = std::min(count, rows_that_fit(*queue_, features(*graph_)));
   for (Index first = 0; first < count; first += most) {
     const Index n = std::min(most, count - first);
-    DevicePlan& plan = plan_for(n);
+    DevicePlan& plan = plan_for(n, false);
     run.first_sample = first;
     for (std::size_t i = 0; i < x.size(); ++i)
       upload_rows(*queue_, batch, x[i], first, n, plan.value(graph_->inputs()[i]));
@@ -315,19 +300,43 @@ void DeviceProgram::forward(const float* w, const std::vector<RowSource>& x, Ind
   if (lent) queue_->wait_for(*read);
 }
 
+void DeviceProgram::jvp(const float* w, const std::vector<RowSource>& x, Index count,
+                        const std::vector<const float*>& dxs, const float* dw,
+                        const std::vector<float*>& ys, const std::vector<float*>& dys) {
+  const std::lock_guard<std::mutex> lock(queue_->mutex());
+  DeviceRun run = parameters_.open(w, {});
+  if (dw) run.tangent_w = parameters_.direction(dw);
+  Batch batch;
+  batch.x = x;
+  batch.count = count;
+  const Index most = std::min(count, rows_that_fit(*queue_, 2 * features(*graph_)));
+  for (Index first = 0; first < count; first += most) {
+    const Index n = std::min(most, count - first);
+    DevicePlan& plan = plan_for(n, true);
+    for (std::size_t i = 0; i < x.size(); ++i)
+      upload_rows(*queue_, batch, x[i], first, n, plan.value(graph_->inputs()[i]));
+    plan.forward(run);
+    for (std::size_t i = 0; i < ys.size(); ++i) {
+      const int output = graph_->outputs()[i];
+      const Index d = plan.width(output);
+      queue_->to_host(ys[i] + first * d, plan.value(output), bytes_of(n * d));
+    }
+    push_rows(*queue_, plan, run, first, dxs, dys);
+  }
+}
+
 double DeviceProgram::value_and_grad(const float* w, const Batch& batch, TargetSpec target,
                                      std::shared_ptr<const Cost<float>> cost, float* dw,
                                      CallOptions options) {
   const std::lock_guard<std::mutex> lock(queue_->mutex());
   DeviceObjective& objective =
       objective_for(batch.count, cost, target, batch.weight.data != nullptr, true);
-  upload(w);
-  DeviceRun run = open(options);
-  run.dw = dw_.data();
+  DeviceRun run = parameters_.open(w, options);
+  run.dw = parameters_.gradient();
   objective.load(batch, 0);
-  objective.evaluate(run, at_.data(), results_.data(), true, true);
+  objective.evaluate(run, parameters_.at(), results_.data(), true, true);
   objective.backward(run);
-  layout_.download(*queue_, *graph_, dw_.data(), dw);
+  parameters_.read_gradient(dw);
   double results[2];
   results_.to_host(results, 2);
   return results[0];
@@ -337,10 +346,9 @@ double DeviceProgram::evaluate(const float* w, const Batch& data, TargetSpec tar
                                std::shared_ptr<const Cost<float>> cost, CallOptions options) {
   const std::lock_guard<std::mutex> lock(queue_->mutex());
   const bool nearest = graph_->stage(graph_->outputs()[0]).kind == Kind::Nearest;
-  const Index most = chunk(data.count);
+  const Index most = rows_that_fit(*queue_, features(*graph_));
   double sum = 0, weight = 0, sum_factor = 1;
-  upload(w);
-  DeviceRun run = open(options);
+  DeviceRun run = parameters_.open(w, options);
   for (Index first = 0; first < data.count; first += most) {
     const Index n = std::min(most, data.count - first);
     // A Nearest output needs its chosen prototype, which only plans with gradients keep.
@@ -348,7 +356,7 @@ double DeviceProgram::evaluate(const float* w, const Batch& data, TargetSpec tar
         objective_for(n, cost, target, data.weight.data != nullptr, nearest);
     run.first_sample = first;
     objective.load(data, first);
-    objective.evaluate(run, at_.data(), results_.data(), false, true);
+    objective.evaluate(run, parameters_.at(), results_.data(), false, true);
     double results[2];
     results_.to_host(results, 2);
     sum += results[0];

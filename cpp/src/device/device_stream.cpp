@@ -2,6 +2,7 @@
 #include <atomic>
 #include <cmath>
 
+#include "at.hpp"
 #include "gradstack/device_data.hpp"
 #include "gradstack/parallel.hpp"
 
@@ -11,8 +12,6 @@ namespace {
 constexpr Index kPiece = Index{1} << 20;      // bytes of a copy at least, unless it ends a chunk
 constexpr Index kMostPiece = Index{1} << 23;  // bytes gathered between two looks for Ctrl-C
 constexpr double kFlopsPerByte = 1;           // what gathering costs, for the choice of threads
-
-std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
 // Steps of a chunk: as many as fit, at least one, none beyond an epoch.
 Index steps_of_chunk(std::size_t chunk_bytes, std::size_t row_bytes, Index batch, Index count) {

@@ -318,18 +318,10 @@ DeviceTrainer::Made DeviceTrainer::make_steps(Index n, Index more,
 }
 
 void DeviceTrainer::account(const double* results, Index n, std::vector<double>& finished) {
-  const bool mean = cost_->reduction() == Reduction::Mean;
   for (Index i = 0; i < n; ++i) {
-    const double loss = results[2 * i], weight = results[2 * i + 1];
-    last_loss = loss;
-    position.loss_sum += mean ? loss * weight : loss;
-    position.weight_sum += weight;
-    ++position.step;
-    if (++position.step_in_epoch < steps_per_epoch()) continue;
-    finished.push_back(position.loss_sum / position.weight_sum);
-    ++position.epoch;
-    position.step_in_epoch = 0;
-    position.loss_sum = position.weight_sum = 0;
+    last_loss = results[2 * i];
+    position.close_step(last_loss, results[2 * i + 1], cost_->reduction(), steps_per_epoch(),
+                        finished);
   }
 }
 

@@ -94,11 +94,12 @@ void rows_to_block(Index count, Index d, Index lanes, const T* rows, Index ldr, 
 }
 
 template <class T>
-void rows_to_tiles(Index count, Index d, Index lanes, const T* rows, Index ldr, T* tiles) {
+void gather_rows(Index count, Index d, Index lanes, const T* const* rows, T* block, T* tiles) {
   for (Index j = 0; j < d; ++j) {
     for (Index l = 0; l < lanes; ++l) {
-      const Index sample = l < count ? l : count - 1;
-      tiles[(j / kPanel * lanes + l) * kPanel + j % kPanel] = rows[sample * ldr + j];
+      const T value = rows[l < count ? l : count - 1][j];
+      block[j * lanes + l] = value;
+      if (tiles) tiles[(j / kPanel * lanes + l) * kPanel + j % kPanel] = value;
     }
   }
 }
@@ -258,7 +259,7 @@ constexpr Kernels<T> kTable = {
     .sparse_rows = sparse_rows<T>,
     .sparse_products = sparse_products<T>,
     .rows_to_block = rows_to_block<T>,
-    .rows_to_tiles = rows_to_tiles<T>,
+    .gather_rows = gather_rows<T>,
     .block_to_rows = block_to_rows<T>,
     .sum_lanes = sum_lanes<T>,
     .add = add<T>,
