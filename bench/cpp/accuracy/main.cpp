@@ -20,6 +20,7 @@
 
 #include "cpu/features.hpp"
 #include "functions.hpp"
+#include "support/ulps.hpp"
 
 using gradstack::Index;
 using gradstack::MathFunction;
