@@ -20,6 +20,13 @@ packages() {
   fi
 }
 
+# From here on, what several builds have in common is compiled once. The cache begins empty, so the
+# first build is one from nothing, and it is gone when the script ends.
+share_objects() {
+  export CMAKE_CXX_COMPILER_LAUNCHER=ccache CCACHE_DIR="$scratch/ccache"
+  export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
+}
+
 # A virtual environment with nothing but pip.
 fresh_venv() { python3 -m venv "$scratch/$1"; }
 
@@ -39,6 +46,7 @@ readme_block() {  # heading, virtual environment, folder
   block=$(python3 .ci/readme_block.py "$1")
   (
     cd "$3"
+    export CCACHE_BASEDIR=$PWD
     # shellcheck disable=SC1091
     source "$scratch/$2/bin/activate"
     timeout "${README_LIMIT:-300}" bash -euo pipefail -c "$block"

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import pathlib
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
+from bench.arguments import parser as arguments_parser
 from bench.children import measurable, pin, run_child, thread_counts
 from bench.machine import Probe
 from bench.results import document, result_path, write
@@ -21,25 +21,18 @@ from bench.results import document, result_path, write
 
 def main() -> int:
     """Parse the command line; run one process per thread count; write the results."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = arguments_parser(
+        "python -m bench",
+        __doc__,
+        repeats=11,
+        budget=0.04,
+        saved="<date>-<machine>.json",
+        chart="ratios",
     )
-    parser.add_argument("--threads", default="1,2", help="counts, as in 1,2 or 1-16 (default: 1,2)")
-    parser.add_argument("--repeats", type=int, default=11, help="rounds (default: 11)")
-    parser.add_argument("--budget", type=float, default=0.04, help="seconds a turn (default: 0.04)")
     parser.add_argument(
         "--only", default="", help="workloads whose name has one of these, as in a,b"
     )
-    parser.add_argument("--peers", default="", help="comma-separated parts of peer names")
     parser.add_argument("--no-cases", action="store_true", help="training and calls only")
-    parser.add_argument("--out", type=pathlib.Path, help="write the results to this JSON file")
-    parser.add_argument(
-        "--save", action="store_true", help="the same, to bench/results/<date>-<machine>.json"
-    )
-    parser.add_argument("--chart", type=pathlib.Path, help="draw the ratios (PNG, SVG or PDF)")
-    parser.add_argument("--child", type=pathlib.Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         return measure(arguments)

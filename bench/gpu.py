@@ -1,4 +1,6 @@
-"""Training on a GPU against PyTorch and JAX: builds, checks, times. `python -m bench.gpu --help`.
+"""Training and derivatives on a GPU against PyTorch and JAX: builds, checks, times.
+
+`python -m bench.gpu --help`.
 
 Needs nvcc, CMake, pybind11 and PyTorch with CUDA; JAX takes part where it is installed with CUDA.
 Offline, under ten minutes. Every net is trained by everyone from the same weights on the same
@@ -26,6 +28,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bench import gpu_calculus
 from bench.timing import interleave
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -199,21 +202,25 @@ def gradstack_run(task: Task, precision: str) -> Callable[[int], None]:
     return run
 
 
+def in_chunks(make: Callable[[], Any]) -> Any:
+    """What `make` makes, with the data in chunks of 16 MiB instead of resident."""
+    os.environ["GRADSTACK_STREAM_BYTES"] = str(1 << 24)
+    try:
+        return make()
+    finally:
+        del os.environ["GRADSTACK_STREAM_BYTES"]
+
+
 def torch_run(task: Task, how: str, device: str) -> Callable[[int], None]:
     """PyTorch: "eager", "graph" (a whole step captured), or "compile"."""
     import torch
 
+    from bench.peers.torch_ import sequential
+
     load = task.load
     torch.backends.cuda.matmul.allow_tf32 = False
     bf16, tf32 = "bf16" in how, "tf32" in how
-    modules: list[torch.nn.Module] = []
-    for weight, bias in task.layers:
-        layer = torch.nn.Linear(weight.shape[1], weight.shape[0])
-        with torch.no_grad():
-            layer.weight.copy_(torch.from_numpy(weight))
-            layer.bias.copy_(torch.from_numpy(bias))
-        modules += [layer, torch.nn.ReLU()]
-    net = torch.nn.Sequential(*modules[:-1]).to(device)
+    net = sequential(task.layers, "relu").to(device)
     cost = torch.nn.CrossEntropyLoss() if load.cost == "cross_entropy" else torch.nn.MSELoss()
     optimizer = torch.optim.SGD(
         net.parameters(), lr=LR, momentum=load.momentum, fused=device != "cpu"
@@ -302,6 +309,7 @@ def competitors(task: Task, smoke: bool) -> Iterator[tuple[str, Callable[[], Any
     """Names, and what makes each one's run."""
     device = "cpu" if smoke else "cuda"
     yield "gradstack", lambda: gradstack_run(task, "float32")
+    yield "gradstack, data in chunks", lambda: in_chunks(lambda: gradstack_run(task, "float32"))
     yield "gradstack, tf32", lambda: gradstack_run(task, "tf32")
     yield "gradstack, bf16", lambda: gradstack_run(task, "bf16")
     yield "PyTorch eager", lambda: torch_run(task, "eager", device)
@@ -365,15 +373,29 @@ def show(row: dict[str, Any]) -> None:
             print(f"  {name:28s} {timing}")
 
 
+def keep(report: dict[str, Any], path: pathlib.Path | None) -> None:
+    """Write the figures so far: an interrupted run keeps what it has."""
+    if path:
+        path.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+
+
 def main() -> None:
     """Build, check, time, print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=pathlib.Path, help="write the figures there")
     parser.add_argument("--no-build", action="store_true", help="use the modules that are there")
-    parser.add_argument("--no-tests", action="store_true", help="leave out tests/test_cuda*.py")
+    parser.add_argument("--no-tests", action="store_true", help="leave out the tests of the device")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
         "--smoke", action="store_true", help="a tiny net, peers on the CPU: checks this program"
+    )
+    parser.add_argument(
+        "--check",
+        type=pathlib.Path,
+        metavar="FILE",
+        nargs="?",
+        const=pathlib.Path("gpu-check.txt"),
+        help="instead of timing: tests and compute-sanitizer, summary in FILE (gpu-check.txt)",
     )
     arguments = parser.parse_args()
     began = time.monotonic()
@@ -384,7 +406,11 @@ def main() -> None:
     sys.path.insert(0, str(ROOT / "python"))
     from gradstack._device import open_device
 
-    report: dict[str, Any] = {"device": open_device("cuda").name, "loads": []}
+    if arguments.check:
+        from bench.gpu_check import check
+
+        sys.exit(check(open_device("cuda").name, arguments.check))
+    report: dict[str, Any] = {"device": open_device("cuda").name, "loads": [], "derivatives": []}
     print(f"device: {report['device']}")
     if not arguments.no_tests:
         report["tests"] = case_list()
@@ -400,8 +426,16 @@ def main() -> None:
         row = measure(Task(load), arguments.smoke, arguments.repeats, rates)
         report["loads"].append(row)
         show(row)
-        if arguments.json:  # after each: an interrupted run keeps what it has
-            arguments.json.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+        keep(report, arguments.json)
+    device, shortest = ("cpu", 0.02) if arguments.smoke else ("cuda", 0.3)
+    for call in gpu_calculus.SMOKE if arguments.smoke else gpu_calculus.ROWS:
+        if time.monotonic() - began > 60 * MINUTES:
+            print(f"\n{call.name}: left out, {MINUTES:g} minutes have passed")
+            continue
+        row = gpu_calculus.measure(call, device, arguments.repeats, shortest)
+        report["derivatives"].append(row)
+        gpu_calculus.show(row)
+        keep(report, arguments.json)
 
 
 if __name__ == "__main__":

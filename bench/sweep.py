@@ -18,11 +18,11 @@ import ctypes
 import functools
 import itertools
 import json
-import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
 
+from bench.arguments import parser as arguments_parser
 from bench.children import measurable, pin, run_child, thread_counts
 from bench.report import time_text
 from bench.results import document, result_path, write
@@ -174,24 +174,17 @@ def progress(text: str) -> None:
 
 def main() -> int:
     """Sweep."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.sweep",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = arguments_parser(
+        "python -m bench.sweep",
+        __doc__,
+        repeats=9,
+        budget=0.01,
+        saved="<date>-<machine>-sweep.json",
+        chart="sweep",
     )
     powers = ",".join(str(2**i) for i in range(11))
     parser.add_argument("--widths", default="8,16,32,64,128,256,512", help="default: 8 to 512")
     parser.add_argument("--batches", default=powers, help="default: 1 to 1024")
-    parser.add_argument("--threads", default="1,2", help="as in 1,2 or 1-16 (default: 1,2)")
-    parser.add_argument("--repeats", type=int, default=9, help="rounds (default: 9)")
-    parser.add_argument("--budget", type=float, default=0.01, help="seconds a turn (default: 0.01)")
-    parser.add_argument("--peers", default="", help="parts of peer names, as in scan,eager")
-    parser.add_argument("--out", type=pathlib.Path, help="write the results to this JSON file")
-    parser.add_argument(
-        "--save", action="store_true", help="to bench/results/<date>-<machine>-sweep.json"
-    )
-    parser.add_argument("--chart", type=pathlib.Path, help="draw the sweep (PNG, SVG or PDF)")
-    parser.add_argument("--child", type=pathlib.Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     widths, batches = (
         [int(v) for v in a.split(",")] for a in (arguments.widths, arguments.batches)

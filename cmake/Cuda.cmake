@@ -23,7 +23,7 @@ else()
     message(FATAL_ERROR "cuBLASLt was not found: pip install nvidia-cublas, or set "
       "GRADSTACK_CUBLAS_ROOT to a folder with include/cublasLt.h and lib/libcublasLt.so")
   endif()
-  set(cuda_sources cpp/cuda/cuda_queue.cpp)
+  set(cuda_sources cpp/cuda/cuda_queue.cpp cpp/cuda/cuda_lines.cpp)
 endif()
 
 pybind11_add_module(_cuda MODULE NO_EXTRAS cpp/cuda/module.cpp ${cuda_sources})

@@ -15,6 +15,13 @@ target_include_directories(gradstack
   PUBLIC $<BUILD_INTERFACE:${PROJECT_SOURCE_DIR}/cpp/include> $<INSTALL_INTERFACE:include>
   PRIVATE ${PROJECT_SOURCE_DIR}/cpp/src)
 target_compile_features(gradstack PUBLIC cxx_std_20)
+if(GRADSTACK_UNITY)
+  # Much of a file's compile time is headers. Batches, so that two cores have work to the end.
+  set_target_properties(gradstack PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 7)
+  # Files beside each other that give the same names to things of their own.
+  file(GLOB single_sources cpp/src/search*.cpp cpp/src/device/*.cpp)
+  set_source_files_properties(${single_sources} PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+endif()
 target_compile_definitions(gradstack PRIVATE GRADSTACK_VERSION="${PROJECT_VERSION}")
 target_link_libraries(gradstack
   PRIVATE $<BUILD_INTERFACE:gradstack_options> OpenMP::OpenMP_CXX Threads::Threads)

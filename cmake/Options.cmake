@@ -13,6 +13,6 @@ endif()
 
 if(GRADSTACK_SANITIZE)
   target_compile_options(gradstack_options INTERFACE
-    -fsanitize=${GRADSTACK_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g)
+    -fsanitize=${GRADSTACK_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1)
   target_link_options(gradstack_options INTERFACE -fsanitize=${GRADSTACK_SANITIZE})
 endif()

@@ -51,3 +51,15 @@ def _seeded() -> None:
 def rng() -> np.random.Generator:
     """A generator of the test's own."""
     return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def cuda() -> str:
+    """The name of the device; skips where there is none, saying what is missing."""
+    from gradstack import _device
+
+    try:
+        _device.open_device("cuda")
+    except _device.DeviceMissingError as error:
+        pytest.skip(str(error))
+    return "cuda"

@@ -336,6 +336,44 @@ def test_several_outputs(critic_data: tuple[Array, Array], rng: np.random.Genera
         gs.jacobian(net, (x, u), out=np.empty((BATCH, 2, 3)))
 
 
+class Chained(nn.Module):
+    """Two inputs; the second output depends on the first, which does not depend on u."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 4, dtype=np.float64)
+        self.b = nn.Linear(4, 5, dtype=np.float64)
+
+    def forward(self, x: Any, u: Any) -> Any:
+        z = gs.tanh(self.a(x))
+        return z, gs.concat([gs.sine(self.b(z)), u])
+
+
+@pytest.mark.parametrize("wrt", ["x", "u", "w", "b"])
+def test_an_output_that_another_depends_on(
+    critic_data: tuple[Array, Array], rng: np.random.Generator, wrt: str
+) -> None:
+    x, u = critic_data
+    net = Chained()
+    got = gs.jacobian(net, (x, u), "x" if wrt == "u" else wrt)
+    got = [g[1] if wrt == "u" else g[0] if wrt == "x" else g for g in got]
+    # Columns by forward mode, or by the formula.
+    zero = (np.zeros_like(x), np.zeros_like(u))
+    for k in range(got[0].shape[2]):
+        if wrt == "w":
+            expected = gs.jvp(net, (x, u), dw=np.eye(net.w.size)[k])[1]
+        elif wrt == "b":
+            z = net(x, u)[0]
+            slope = np.cos(z @ net.b.weight.T + net.b.bias) * net.b.weight[:, k]
+            expected = np.tile(np.eye(4)[k], (BATCH, 1)), np.hstack([slope, zero[1]])
+        else:
+            dx = [v.copy() for v in zero]
+            dx["xu".index(wrt)][:, k] = 1
+            expected = gs.jvp(net, (x, u), dx=tuple(dx))[1]
+        for one, column in zip(got, expected, strict=True):
+            close(one[:, :, k], column)
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_several_inputs_and_a_cost(
     critic_data: tuple[Array, Array], rng: np.random.Generator

@@ -37,7 +37,7 @@ NAMES: dict[str, Any] = {
 }
 CALLABLE = {name: value for name, value in NAMES.items() if callable(value)}
 # Made by the library, never by its users.
-RETURNED = {"gs.Backprop", "gs.Stage"}
+RETURNED = {"gs.Backprop", "gs.DeviceArray", "gs.Stage"}
 
 
 def sections(value: Any) -> dict[str, str]:

@@ -7,6 +7,7 @@ import sys
 import threading
 import tracemalloc
 import weakref
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -16,45 +17,50 @@ from gradstack import nn, optim
 from short_calls import Array, Critic, mlp, sample
 
 
+class Identity(nn.Module):
+    """In NumPy; does something on its way."""
+
+    def __init__(self, on_call: Callable[[], None]) -> None:
+        super().__init__()
+        self.on_call = on_call
+
+    def forward(self, x: Array) -> Array:
+        self.on_call()
+        return x
+
+    def vjp(self, x: Array, dy: Array) -> Array:
+        return dy
+
+
 def test_errors_of_user_code_come_through() -> None:
-    class Fails(nn.Module):
-        on = False
+    fails = False
 
-        def forward(self, x: Array) -> Array:
-            if Fails.on:
-                raise LookupError("mine")
-            return x
+    def fail() -> None:
+        if fails:
+            raise LookupError("mine")
 
-        def vjp(self, x: Array, dy: Array) -> Array:
-            return dy
-
-    net = nn.Sequential(nn.Linear(4, 4), Fails())
+    net = nn.Sequential(nn.Linear(4, 4), Identity(fail))
     x = sample(4)
     net(x)
-    Fails.on = True
+    fails = True
     with pytest.raises(LookupError, match="mine"):
         net(x)
     with pytest.raises(LookupError, match="mine"):
         net(sample(50, 4), out=np.empty((50, 4), np.float32))
-    Fails.on = False
+    fails = False
     np.testing.assert_allclose(net(x), net[0].weight @ x + net[0].bias, rtol=1e-5)
 
 
 def test_user_code_may_call_the_net_itself() -> None:
     depth, go, seen = 0, False, []
 
-    class Again(nn.Module):
-        def forward(self, x: Array) -> Array:
-            nonlocal depth
-            if go and depth < 3:
-                depth += 1
-                seen.append(net(np.zeros(4, np.float32)))
-            return x
+    def call_again() -> None:
+        nonlocal depth
+        if go and depth < 3:
+            depth += 1
+            seen.append(net(np.zeros(4, np.float32)))
 
-        def vjp(self, x: Array, dy: Array) -> Array:
-            return dy
-
-    net = nn.Sequential(nn.Linear(4, 4), Again())
+    net = nn.Sequential(nn.Linear(4, 4), Identity(call_again))
     x = sample(4)
     net(x)
     go = True

@@ -13,19 +13,26 @@ import torch
 from bench.peers import Call, Minibatches
 from bench.workloads import Task
 
+Array = npt.NDArray[Any]
+ACTIVATIONS = {"relu": torch.nn.ReLU, "tanh": torch.nn.Tanh}
 
-def build(task: Task) -> torch.nn.Sequential:
-    """Return the task's net."""
-    torch.set_num_threads(task.threads)
+
+def sequential(layers: list[tuple[Array, Array]], activation: str) -> torch.nn.Sequential:
+    """Return a net with these weights and biases."""
     modules: list[torch.nn.Module] = []
-    for weight, bias in task.layers:
+    for weight, bias in layers:
         layer = torch.nn.Linear(weight.shape[1], weight.shape[0])
         with torch.no_grad():
             layer.weight.copy_(torch.from_numpy(weight))
             layer.bias.copy_(torch.from_numpy(bias))
-        relu = task.workload.activation == "relu"
-        modules += [layer, torch.nn.ReLU() if relu else torch.nn.Tanh()]
+        modules += [layer, ACTIVATIONS[activation]()]
     return torch.nn.Sequential(*modules[:-1])
+
+
+def build(task: Task) -> torch.nn.Sequential:
+    """Return the task's net."""
+    torch.set_num_threads(task.threads)
+    return sequential(task.layers, task.workload.activation)
 
 
 class Eager:

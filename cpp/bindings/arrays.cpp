@@ -1,5 +1,7 @@
 #include "arrays.hpp"
 
+#include "device_tensor.hpp"
+
 namespace gradstack::bindings {
 
 std::optional<Scalar> find_scalar_type(const py::array& a) {
@@ -85,6 +87,8 @@ T* vector_view(const py::handle& object, const char* name, Index n, bool writabl
 }
 
 RowSource rows_view(const py::handle& object, const std::string& name, Index cols) {
+  if (const DeviceTensor* tensor = device_tensor(object))
+    return device_rows(*tensor, name, -1, cols);
   const py::array a = as_array(object, name);
   if (a.ndim() != 2 || a.shape(1) != cols)
     throw py::value_error(name + ": got " + describe(a) + ", expected (samples, " +
@@ -112,11 +116,16 @@ RowSource column_view(const py::handle& object, const std::string& name, Index r
 
 template <class T>
 const T* dense_rows(const py::handle& object, const std::string& name, Index count, Index d) {
+  if constexpr (sizeof(T) == sizeof(float))
+    if (const DeviceTensor* tensor = device_tensor(object))
+      return static_cast<const T*>(
+          static_cast<const void*>(device_rows(*tensor, name, count, d).data));
   return static_cast<const T*>(checked_rows<T>(object, name, count, d).data());
 }
 
 template <class T>
 T* out_rows(const py::handle& object, const std::string& name, Index count, Index d) {
+  if (device_tensor(object)) return const_cast<T*>(dense_rows<T>(object, name, count, d));
   const py::array a = checked_rows<T>(object, name, count, d);
   if (!a.writeable()) throw py::value_error(name + ": the array is read-only");
   return static_cast<T*>(const_cast<void*>(a.data()));
@@ -142,6 +151,12 @@ std::vector<RowSource> input_views(const Graph& graph, const std::vector<py::obj
 Target target_view(const py::object& y, Index count, Index classes) {
   Target target;
   if (y.is_none()) return target;
+  if (const DeviceTensor* tensor = device_tensor(y)) {
+    const Index d = tensor->shape().empty() ? 0 : tensor->shape().back();
+    target.source = device_rows(*tensor, "y", count, d);
+    target.spec.dy = d;
+    return target;
+  }
   const py::array a = as_array(y, "y");
   if (a.ndim() >= 1 && a.shape(0) != count)
     throw py::value_error("y: has " + std::to_string(a.shape(0)) + " samples, x has " +

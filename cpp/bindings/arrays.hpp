@@ -1,4 +1,6 @@
 // The one place that turns NumPy arrays into views of the core, with the checks the core trusts.
+// Where rows are expected, arrays in a device's memory (device_tensor.hpp) are taken as well: only
+// programs on that device may be given them.
 #pragma once
 
 #include <pybind11/numpy.h>

@@ -15,5 +15,6 @@ template <class T> void bind_trainer(py::module_& m);
 template <class T> void bind_calculus(py::module_& m);
 template <class T> void bind_search(py::module_& m);
 void bind_device(py::module_& m);  // float32
+void bind_device_array(py::module_& m);
 
 }  // namespace gradstack::bindings

@@ -1,6 +1,8 @@
 // Devices: opened by the extension gradstack._cuda, used from here.
-#include "gradstack/device_program.hpp"
+#include "device_tensor.hpp"
+#include "gradstack/device_calculus.hpp"
 #include "gradstack/device_trainer.hpp"
+#include "py_calculus.hpp"
 #include "py_program.hpp"
 #include "py_trainer.hpp"
 
@@ -10,9 +12,7 @@ namespace {
 // What _cuda.open returns; made from the same sources or refused.
 constexpr const char* kCapsule = "gradstack.device " GRADSTACK_VERSION;
 
-struct Device {
-  std::shared_ptr<DeviceQueue> queue;
-};
+using Device = PyDevice;
 
 Device from_capsule(const py::object& object) {
   if (!PyCapsule_IsValid(object.ptr(), kCapsule))
@@ -25,14 +25,15 @@ Device from_capsule(const py::object& object) {
 // A device is used without the GIL: one thread may wait for the hardware, or for another thread
 // that uses it and wants the GIL to look for Ctrl-C.
 std::unique_ptr<DeviceLinearization> linearize(DeviceProgram& program, const py::object& w,
-                                               const std::vector<py::object>& xs,
+                                               const std::vector<py::object>& xs, bool tangents,
                                                const CallOptions& options) {
   Index count = 0;
   const std::vector<RowSource> views = input_views(program.graph(), xs, &count);
   const float* weights = vector_view<float>(w, "w", program.graph().n_params(), false);
   const py::gil_scoped_release release;
-  return std::make_unique<DeviceLinearization>(program.shared_graph(), program.queue(), weights,
-                                               views, count, options, program.precision());
+  return std::make_unique<DeviceLinearization>(
+      program.shared_graph(), program.queue(), weights, views, count, tangents, options,
+      tangents ? DevicePrecision::Float32 : program.precision());
 }
 
 DeviceType half_type(const std::string& precision) {
@@ -72,6 +73,61 @@ Floats from_half(const Device& device, const Bits& bits, const std::string& prec
   return values;
 }
 
+py::tuple jvp(DeviceProgram& program, const py::object& w, const std::vector<py::object>& xs,
+              const std::vector<py::object>& dxs, const py::object& dw) {
+  const Graph& graph = program.graph();
+  Index count = 0;
+  const std::vector<RowSource> views = input_views(graph, xs, &count);
+  const float* weights = vector_view<float>(w, "w", graph.n_params(), false);
+  const std::vector<const float*> tangents =
+      optional_rows<float>(graph, graph.inputs(), dxs, "dx", count);
+  const float* direction =
+      dw.is_none() ? nullptr : vector_view<float>(dw, "dw", graph.n_params(), false);
+  std::vector<float*> values, pushed;
+  py::list ys = new_outputs<float>(graph, count, &values);
+  py::list dys = new_outputs<float>(graph, count, &pushed);
+  {
+    const py::gil_scoped_release release;
+    program.jvp(weights, views, count, tangents, direction, values, pushed);
+  }
+  return py::make_tuple(ys, dys);
+}
+
+void bind_derivatives(py::module_& m) {
+  using py::arg;
+  using CostPtr = std::shared_ptr<Cost<float>>;
+  using J = PyJacobian<float, DeviceJacobian>;
+  py::class_<J> jacobian(m, "DeviceJacobian");
+  jacobian.def(py::init([](const std::shared_ptr<Graph>& graph, const Device& device,
+                           const py::object& wrt, std::size_t output) {
+                 return std::make_unique<J>(
+                     graph, std::make_unique<DeviceJacobian>(graph, device.queue,
+                                                             wrt_stage(*graph, wrt), output));
+               }),
+               arg("graph"), arg("device"), arg("wrt"), arg("output") = 0);
+  def_jacobian(jacobian);
+
+  const auto with_cost = []<class Py, class Core>() {
+    return py::init(
+        [](const std::shared_ptr<Graph>& graph, const Device& device, const CostPtr& cost) {
+          return std::make_unique<Py>(graph, cost,
+                                      [graph, cost, queue = device.queue](TargetSpec spec) {
+                                        return std::make_unique<Core>(graph, queue, cost, spec);
+                                      });
+        });
+  };
+  using S = PyPerSample<float, DevicePerSample>;
+  py::class_<S> per_sample(m, "DevicePerSample");
+  per_sample.def(with_cost.operator()<S, DevicePerSample>(), arg("graph"), arg("device"),
+                 arg("cost"));
+  def_per_sample(per_sample);
+  using C = PyCurvature<float, DeviceGaussNewton>;
+  py::class_<C> curvature(m, "DeviceGaussNewton");
+  curvature.def(with_cost.operator()<C, DeviceGaussNewton>(), arg("graph"), arg("device"),
+                arg("cost"));
+  def_curvature(curvature);
+}
+
 }  // namespace
 
 void bind_device(py::module_& m) {
@@ -84,6 +140,8 @@ void bind_device(py::module_& m) {
       .def_property_readonly("name", [](const Device& d) { return d.queue->name(); })
       .def("to_half", &to_half, arg("values"), arg("precision"))
       .def("from_half", &from_half, arg("bits"), arg("precision"));
+
+  bind_device_array(m);
 
   py::class_<DeviceLinearization> linearization(m, "DeviceLinearization");
   def_linearization<float>(linearization);
@@ -99,11 +157,22 @@ void bind_device(py::module_& m) {
       .def(
           "vjp",
           [](DeviceProgram& p, const py::object& w, const std::vector<py::object>& xs, bool train,
-             std::uint64_t seed, std::int64_t step,
-             int threads) { return linearize(p, w, xs, call_options(train, seed, step, threads)); },
+             std::uint64_t seed, std::int64_t step, int threads) {
+            return linearize(p, w, xs, false, call_options(train, seed, step, threads));
+          },
           arg("w"), arg("xs"), py::kw_only(), arg("train") = false, arg("seed") = 0,
-          arg("step") = 0, arg("threads") = 0);
+          arg("step") = 0, arg("threads") = 0)
+      .def(
+          "linearize",
+          [](DeviceProgram& p, const py::object& w, const std::vector<py::object>& xs, bool train,
+             std::uint64_t seed, std::int64_t step, int threads) {
+            return linearize(p, w, xs, true, call_options(train, seed, step, threads));
+          },
+          arg("w"), arg("xs"), py::kw_only(), arg("train") = false, arg("seed") = 0,
+          arg("step") = 0, arg("threads") = 0)
+      .def("jvp", &jvp, arg("w"), arg("xs"), arg("dxs"), arg("dw") = py::none());
   def_program<float>(m, program);
+  bind_derivatives(m);
 
   using Tr = PyTrainer<float, DeviceTrainer>;
   py::class_<Tr> trainer(m, "DeviceTrainer");

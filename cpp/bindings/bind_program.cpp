@@ -17,19 +17,6 @@ std::unique_ptr<Linearization<T>> linearize(Program<T>& program, const py::objec
                                             views, count, tangents, options);
 }
 
-template <class T>
-py::list push(Linearization<T>& at, const std::vector<py::object>& dxs, const py::object& dw) {
-  const Graph& graph = at.graph();
-  const std::vector<const T*> tangents =
-      optional_rows<T>(graph, graph.inputs(), dxs, "dx", at.count());
-  const T* direction = dw.is_none() ? nullptr : vector_view<T>(dw, "dw", graph.n_params(), false);
-  std::vector<T*> pointers;
-  py::list arrays = new_outputs<T>(graph, at.count(), &pointers);
-  const py::gil_scoped_release release;
-  at.jvp(tangents, direction, pointers);
-  return arrays;
-}
-
 // Predictions in evaluation mode.
 template <class T> class ProgramCall final : public ArrayCall<T> {
  public:
@@ -103,7 +90,6 @@ template <class T> void bind_program(py::module_& m) {
   using py::arg;
   py::class_<Linearization<T>> linearization(m, "Linearization");
   def_linearization<T>(linearization);
-  linearization.def("push", &push<T>, arg("dxs"), arg("dw") = py::none());
   py::class_<Program<T>> program(m, "Program");
   program
       .def(py::init([](const std::shared_ptr<Graph>& graph) {
@@ -146,7 +132,7 @@ template <class T> void bind_program(py::module_& m) {
           [](Program<T>& p, const py::object& w, const std::vector<py::object>& xs,
              const std::vector<py::object>& dxs, const py::object& dw) {
             const auto at = linearize(p, w, xs, true, CallOptions{});
-            return py::make_tuple(outputs<T>(*at), push(*at, dxs, dw));
+            return py::make_tuple(outputs<T>(*at), push<T>(*at, dxs, dw));
           },
           arg("w"), arg("xs"), arg("dxs"), arg("dw") = py::none());
   def_program<T>(m, program);

@@ -116,6 +116,19 @@ py::tuple pull(L& at, const std::vector<py::object>& dys, bool want_dx, bool wan
                         want_dw ? py::object(dw) : py::object(py::none()));
 }
 
+template <class T, class L>
+py::list push(L& at, const std::vector<py::object>& dxs, const py::object& dw) {
+  const Graph& graph = at.graph();
+  const std::vector<const T*> tangents =
+      optional_rows<T>(graph, graph.inputs(), dxs, "dx", at.count());
+  const T* direction = dw.is_none() ? nullptr : vector_view<T>(dw, "dw", graph.n_params(), false);
+  std::vector<T*> pointers;
+  py::list arrays = new_outputs<T>(graph, at.count(), &pointers);
+  const py::gil_scoped_release release;
+  at.jvp(tangents, direction, pointers);
+  return arrays;
+}
+
 inline CallOptions call_options(bool train, std::uint64_t seed, std::int64_t step, int threads) {
   return {train, seed, step, threads};
 }
@@ -124,7 +137,8 @@ inline CallOptions call_options(bool train, std::uint64_t seed, std::int64_t ste
 template <class T, class L> void def_linearization(py::class_<L>& linearization) {
   using py::arg;
   linearization.def_property_readonly("outputs", &outputs<T, L>)
-      .def("pull", &pull<T, L>, arg("dys"), arg("want_dx") = true, arg("want_dw") = true);
+      .def("pull", &pull<T, L>, arg("dys"), arg("want_dx") = true, arg("want_dw") = true)
+      .def("push", &push<T, L>, arg("dxs"), arg("dw") = py::none());
 }
 
 template <class T, class P> void def_program(py::module_& m, py::class_<P>& program) {

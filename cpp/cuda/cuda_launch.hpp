@@ -20,6 +20,8 @@ struct CudaLaunch {
   template <class Body> void each(const char* name, Index n, const Body& body);
   template <class Value, class Finish>
   void sum(const char* name, Index n, const Value& value, const Finish& finish);
+  template <class Value, class Finish>
+  void rows(const char* name, Index n, Index cols, const Value& value, const Finish& finish);
 
  private:
   void launched(const char* name);

@@ -1,41 +1,22 @@
 // The queue of a GPU: memory, matrix products by cuBLASLt, recordings as CUDA graphs. Compiled by
 // the host's compiler; kernels.cu has the kernels.
 #include <cublasLt.h>
-#include <pthread.h>
 
-#include <atomic>
 #include <cstdlib>
 #include <map>
 #include <tuple>
 
 #include "cuda_device.hpp"
 #include "cuda_launch.hpp"
+#include "cuda_lines.hpp"
+#include "process.hpp"
 
 namespace gradstack::device {
 namespace {
 
-// CUDA does not survive a fork: the child would use memory and locks of its parent's driver.
-std::atomic<bool> forked{false};
-std::atomic<bool> fork_watched{false};
-
-void watch_forks() {
-  if (!fork_watched.exchange(true)) pthread_atfork(nullptr, nullptr, [] { forked = true; });
-}
-
-void check_process() {
-  if (forked)
-    throw DeviceError(
-        "CUDA was in use when this process was forked, which CUDA does not support: use the "
-        "device in the parent alone, or start processes with multiprocessing's 'spawn'");
-}
-
 void check(cublasStatus_t status, const char* what) {
   if (status != CUBLAS_STATUS_SUCCESS)
     throw DeviceError(std::string("cuBLASLt: ") + what + ": " + cublasLtGetStatusString(status));
-}
-
-std::string mebibytes(std::size_t bytes) {
-  return std::to_string((bytes + (1 << 20) - 1) >> 20) + " MiB";
 }
 
 class Recording final : public DeviceRecording {
@@ -91,6 +72,23 @@ class CudaQueue final : public KernelQueue<CudaLaunch> {
   void to_host(void* host, const void* from, std::size_t bytes) override;
   void zero(void* to, std::size_t bytes) override;
   void synchronize() override;
+  DeviceMemory memory() override;
+  void* allocate_host(std::size_t bytes, const char* what) override;
+  void release_host(void* memory) noexcept override;
+  void copy_beside(void* to, const void* locked, std::size_t bytes) override;
+  std::unique_ptr<DeviceFence> fence() override;
+  void mark(DeviceFence& fence, DeviceLine line) override;
+  void hold(DeviceLine line, const DeviceFence& fence) override;
+  void wait_for(const DeviceFence& fence) override;
+  DeviceId id() const override { return {2, device_}; }
+  std::intptr_t stream() const override { return reinterpret_cast<std::intptr_t>(launch_.stream); }
+  void lead(std::intptr_t stream) override;
+  bool on_device(const void* memory) const override {
+    return memory && !forked && memory_type(memory) == cudaMemoryTypeDevice;
+  }
+  void borrow(const void*, std::size_t) override {}
+  void give_back(const void*) noexcept override {}
+  bool records() const override { return !wait_for_each_; }
   void record() override;
   std::unique_ptr<DeviceRecording> recorded() override;
   void abandon_recording() noexcept override;
@@ -110,8 +108,12 @@ class CudaQueue final : public KernelQueue<CudaLaunch> {
   bool matmul(const DeviceGemm& g, cublasLtEpilogue_t epilogue, const void* vector);
   void wait(const char* what);
   void destroy() noexcept;
+  cudaStream_t stream(DeviceLine line) const {
+    return line == DeviceLine::Kernels ? launch_.stream : copies_.stream();
+  }
 
   int device_;
+  CopyLine copies_;
   const bool wait_for_each_ = std::getenv("GRADSTACK_CUDA_SYNC") != nullptr;
   std::string name_;
   cublasLtHandle_t blas_ = nullptr;
@@ -131,6 +133,7 @@ CudaQueue::CudaQueue(int device) : device_(device) {
   try {
     device::check(cudaStreamCreateWithFlags(&launch_.stream, cudaStreamNonBlocking),
                   "cudaStreamCreate");
+    copies_.open();
     check(cublasLtCreate(&blas_), "cublasLtCreate");
     workspace_ = allocate(kWorkspace, "the workspace of matrix products");
     scratch_ = static_cast<float*>(allocate(kScratch * sizeof(float), "scratch"));
@@ -150,6 +153,7 @@ void CudaQueue::destroy() noexcept {
   for (void* memory : {workspace_, static_cast<void*>(scratch_), static_cast<void*>(factor_)})
     release(memory);
   if (blas_) cublasLtDestroy(blas_);
+  copies_.close();
   if (launch_.stream) cudaStreamDestroy(launch_.stream);
 }
 
@@ -161,23 +165,19 @@ void CudaQueue::enter() {
 
 void* CudaQueue::allocate(std::size_t bytes, const char* what) {
   enter();
-  void* memory = nullptr;
-  if (const cudaError_t status = cudaMalloc(&memory, bytes); status != cudaSuccess) {
+  void* found = nullptr;
+  if (const cudaError_t status = cudaMalloc(&found, bytes); status != cudaSuccess) {
     cudaGetLastError();  // this error is not sticky: later calls must not find it
     if (status != cudaErrorMemoryAllocation) device::check(status, "cudaMalloc");
-    std::size_t free = 0, total = 0;
-    cudaMemGetInfo(&free, &total);
-    throw DeviceOutOfMemory("out of device memory: " + mebibytes(bytes) + " wanted for " + what +
-                            ", " + mebibytes(free) + " of " + mebibytes(total) + " are free on " +
-                            name_);
+    throw out_of_memory(bytes, what, memory(), name_);
   }
   try {
-    zero(memory, bytes);
+    zero(found, bytes);
   } catch (...) {
-    release(memory);
+    release(found);
     throw;
   }
-  return memory;
+  return found;
 }
 
 void CudaQueue::release(void* memory) noexcept {
@@ -187,31 +187,26 @@ void CudaQueue::release(void* memory) noexcept {
 
 void CudaQueue::wait(const char* what) {
   if (const cudaError_t status = cudaStreamSynchronize(launch_.stream); status != cudaSuccess)
-    device::check(status, (std::string(what) + ", in kernel '" + launch_.last +
-                           "' or one before it (GRADSTACK_CUDA_SYNC=1 names it)")
-                              .c_str());
+    device::check(status, while_waiting(what, launch_.last).c_str());
 }
 
 void CudaQueue::to_device(void* to, const void* host, std::size_t bytes) {
   enter();
-  device::check(cudaMemcpyAsync(to, host, bytes, cudaMemcpyHostToDevice, launch_.stream),
+  // The kind is seen from the addresses: `host` may be device memory.
+  device::check(cudaMemcpyAsync(to, host, bytes, cudaMemcpyDefault, launch_.stream),
                 "copy to the device");
   // From pageable memory the call returns when the source has been read or staged, from page-locked
   // memory it does not.
-  cudaPointerAttributes attributes{};
-  if (cudaPointerGetAttributes(&attributes, host) != cudaSuccess) {
-    cudaGetLastError();
-  } else if (attributes.type == cudaMemoryTypeUnregistered) {
-    return;
-  }
-  wait("copy to the device");
+  const cudaMemoryType type = memory_type(host);
+  if (type != cudaMemoryTypeUnregistered && type != cudaMemoryTypeDevice)
+    wait("copy to the device");
 }
 
 void CudaQueue::to_host(void* host, const void* from, std::size_t bytes) {
   enter();
-  device::check(cudaMemcpyAsync(host, from, bytes, cudaMemcpyDeviceToHost, launch_.stream),
+  device::check(cudaMemcpyAsync(host, from, bytes, cudaMemcpyDefault, launch_.stream),
                 "copy to the host");
-  wait("copy to the host");
+  if (memory_type(host) != cudaMemoryTypeDevice) wait("copy to the host");
 }
 
 void CudaQueue::zero(void* to, std::size_t bytes) {
@@ -222,6 +217,57 @@ void CudaQueue::zero(void* to, std::size_t bytes) {
 void CudaQueue::synchronize() {
   enter();
   wait("waiting for the device");
+}
+
+DeviceMemory CudaQueue::memory() {
+  enter();
+  DeviceMemory found;
+  device::check(cudaMemGetInfo(&found.free, &found.total), "cudaMemGetInfo");
+  return found;
+}
+
+void* CudaQueue::allocate_host(std::size_t bytes, const char* what) {
+  enter();
+  return allocate_locked(bytes, what);
+}
+
+void CudaQueue::release_host(void* memory) noexcept {
+  if (!memory || forked || cudaSetDevice(device_) != cudaSuccess) return;
+  copies_.finish();  // they may be reading it
+  cudaFreeHost(memory);
+}
+
+void CudaQueue::copy_beside(void* to, const void* locked, std::size_t bytes) {
+  enter();
+  copies_.copy(to, locked, bytes);
+}
+
+std::unique_ptr<DeviceFence> CudaQueue::fence() {
+  enter();
+  return std::make_unique<EventFence>();
+}
+
+void CudaQueue::mark(DeviceFence& fence, DeviceLine line) {
+  enter();
+  static_cast<EventFence&>(fence).mark(stream(line));
+}
+
+void CudaQueue::hold(DeviceLine line, const DeviceFence& fence) {
+  enter();
+  static_cast<const EventFence&>(fence).hold(stream(line));
+}
+
+void CudaQueue::wait_for(const DeviceFence& fence) {
+  enter();
+  static_cast<const EventFence&>(fence).wait();
+}
+
+// DLPack's numbers: 1 is the legacy default stream, 2 the per-thread one, as CUDA's own handles.
+void CudaQueue::lead(std::intptr_t stream) {
+  enter();
+  EventFence fence;
+  fence.mark(launch_.stream);
+  fence.hold(reinterpret_cast<cudaStream_t>(stream));
 }
 
 void CudaQueue::record() {

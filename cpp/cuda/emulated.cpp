@@ -6,11 +6,24 @@ namespace gradstack::device {
 
 Devices devices() { return {1, 1, ""}; }
 
-// GRADSTACK_EMULATED_MEMORY: bytes that one allocation may have, to see what a full device does.
+// What tests ask for: GRADSTACK_EMULATED_MEMORY, bytes of memory (parts
+// are a sixteenth); GRADSTACK_EMULATED_PART, bytes of a part; GRADSTACK_EMULATED_COPIES=early,
+// see emulated.hpp; GRADSTACK_EMULATED_FAIL=kernel:n, which fails when it runs for the n-th time.
 std::shared_ptr<DeviceQueue> open_device(int) {
   auto queue = std::make_shared<EmulatedQueue>();
-  if (const char* limit = std::getenv("GRADSTACK_EMULATED_MEMORY"))
+  if (const char* limit = std::getenv("GRADSTACK_EMULATED_MEMORY")) {
     queue->limit = std::strtoull(limit, nullptr, 10);
+    queue->part_bytes = queue->limit / 16;
+  }
+  if (const char* part = std::getenv("GRADSTACK_EMULATED_PART"))
+    queue->part_bytes = std::strtoull(part, nullptr, 10);
+  if (const char* copies = std::getenv("GRADSTACK_EMULATED_COPIES"))
+    queue->early = std::string(copies) == "early";
+  if (const char* set = std::getenv("GRADSTACK_EMULATED_FAIL")) {
+    const std::string text = set;
+    const std::size_t colon = text.find(':');
+    queue->fail(text.substr(0, colon), std::stoll(text.substr(colon + 1)));
+  }
   return queue;
 }
 

@@ -58,8 +58,8 @@ template <class L>
 void KernelQueue<L>::binary_backward(DeviceBinary kind, bool first, Index n, DeviceIn a, DeviceIn b,
                                      DeviceIn dz, DeviceOut to, bool accumulate) {
   visit_type(to.type, [&]<class T>() {
-    map("binary_backward", n, BinaryBackward{kind, first}, to.as<T>(), accumulate, a.as<T>(),
-        b.as<T>(), dz.as<T>());
+    map("binary_backward", n, BinaryBackward{kind, first}, to.as<T>(), accumulate,
+        (a ? a : dz).template as<T>(), (b ? b : dz).template as<T>(), dz.as<T>());
   });
 }
 
@@ -82,6 +82,12 @@ void KernelQueue<L>::softmax_backward(Index rows, Index d, DeviceIn z, DeviceIn 
     launch_.each("softmax_backward", rows,
                  SoftmaxBackward<T>{d, z.as<T>(), dz.as<T>(), ds.as<T>(), log, accumulate});
   });
+}
+
+template <class L>
+void KernelQueue<L>::log_softmax_tangent(Index rows, Index d, const float* z, const float* ds,
+                                         float* dz) {
+  launch_.each("log_softmax_tangent", rows, LogSoftmaxTangent{d, z, ds, dz});
 }
 
 template <class L> void KernelQueue<L>::dropout(const DeviceDropout& d) {
@@ -133,6 +139,27 @@ void KernelQueue<L>::nearest_gradient(Index rows, Index prototypes, Index d, con
                                       const float* grad, float* dw, bool accumulate) {
   launch_.each("nearest_gradient", prototypes * d,
                NearestGradient{rows, d, index, grad, dw, accumulate});
+}
+
+template <class L>
+void KernelQueue<L>::outer(const DeviceOuter& o, float* to, Index ld, bool accumulate) {
+  launch_.each("outer", o.rows * o.entries, Outer{o, to, ld, accumulate});
+}
+
+template <class L>
+void KernelQueue<L>::outer_dots(const DeviceOuter& u, const DeviceOuter& v, float factor,
+                                float* sums) {
+  launch_.rows("outer_dots", u.rows, u.entries, EntryProduct{u, v},
+               FinishDots{nullptr, factor, sums, true});
+}
+
+template <class L> void KernelQueue<L>::row_dots(const DeviceDots& r) {
+  launch_.rows("row_dots", r.rows, r.d, Product{r.a, r.b, r.d},
+               FinishDots{r.times, r.factor, r.sums, r.accumulate});
+}
+
+template <class L> void KernelQueue<L>::transpose(const DeviceTranspose& t) {
+  launch_.each("transpose", t.count * t.rows * t.cols, Transpose{t});
 }
 
 template <class L> void KernelQueue<L>::gather(const DeviceGather& g) {

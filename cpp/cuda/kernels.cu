@@ -34,6 +34,24 @@ __global__ void __launch_bounds__(kSumBlock) run_sum(Index n, Value value, Finis
   if (threadIdx.x == 0) finish(part[0]);
 }
 
+// A block for every row in turn: threads add up strided parts, the parts are added up pairwise.
+template <int kThreads, class Value, class Finish>
+__global__ void __launch_bounds__(kThreads)
+    run_rows(Index n, Index cols, Value value, Finish finish) {
+  __shared__ float part[kThreads];
+  for (Index row = blockIdx.x; row < n; row += gridDim.x) {
+    float sum = 0;
+    for (Index j = threadIdx.x; j < cols; j += kThreads) sum += value(row, j);
+    part[threadIdx.x] = sum;
+    for (unsigned half = kThreads / 2; half > 0; half /= 2) {
+      __syncthreads();
+      if (threadIdx.x < half) part[threadIdx.x] += part[threadIdx.x + half];
+    }
+    if (threadIdx.x == 0) finish(row, part[0]);
+    __syncthreads();
+  }
+}
+
 }  // namespace
 
 template <class Body> void CudaLaunch::each(const char* name, Index n, const Body& body) {
@@ -48,6 +66,20 @@ template <class Body> void CudaLaunch::each(const char* name, Index n, const Bod
 template <class Value, class Finish>
 void CudaLaunch::sum(const char* name, Index n, const Value& value, const Finish& finish) {
   run_sum<<<1, kSumBlock, 0, stream>>>(n, value, finish);
+  launched(name);
+}
+
+template <class Value, class Finish>
+void CudaLaunch::rows(const char* name, Index n, Index cols, const Value& value,
+                      const Finish& finish) {
+  if (n <= 0) return;
+  constexpr Index kMostBlocks = 64;  // per processor
+  const auto blocks =
+      static_cast<unsigned>(n < kMostBlocks * processors ? n : kMostBlocks * processors);
+  if (row_threads(cols) == kNarrowRow)
+    run_rows<kNarrowRow><<<blocks, kNarrowRow, 0, stream>>>(n, cols, value, finish);
+  else
+    run_rows<kWideRow><<<blocks, kWideRow, 0, stream>>>(n, cols, value, finish);
   launched(name);
 }
 

@@ -5,6 +5,8 @@
 //   launch.each(name, n, body)           body(i) for i in 0..n-1, in any order
 //   launch.sum(name, n, value, finish)   finish(sum of value(i)), summed in an order that depends
 //                                        on n alone
+//   launch.rows(name, n, cols, value, finish)   for every row finish(row, sum of value(row, i)),
+//                                        summed in an order that depends on cols alone
 //
 // Nothing here uses atomics: a value has one writer, and sums have one order. T is how activations
 // are stored (half.hpp); arithmetic is float32.
@@ -15,6 +17,7 @@
 #include "gradstack/device.hpp"
 #include "gradstack/ops.hpp"
 #include "gradstack/random.hpp"
+#include "row_kernels.hpp"
 
 namespace gradstack::device {
 
@@ -34,7 +37,8 @@ template <class T> struct Columns {
   DeviceColumns c;
   GS_HD void operator()(Index i) const {
     const Index row = Split{c.cols}.row(i), col = i - row * c.cols;
-    put(c.to.as<T>() + row * c.ld_to + col, load(c.from.as<T>()[row * c.ld_from + col]),
+    const Index from = c.repeats == 1 ? row : Split{c.repeats}.row(row);
+    put(c.to.as<T>() + row * c.ld_to + col, load(c.from.as<T>()[from * c.ld_from + col]),
         c.accumulate);
   }
 };
@@ -209,6 +213,8 @@ template <class C> struct CostOf {
     args.scale = &scale;
     args.loss = c.loss + i;
     args.grad = c.grad ? c.grad + i * c.d : nullptr;
+    args.v = c.v ? c.v + i * c.d : nullptr;
+    args.hv = c.hv ? c.hv + i * c.d : nullptr;
     cost_block<C, float, float>(args);
   }
 };
@@ -320,6 +326,7 @@ struct CloseStep {
     ++at->step;
     ++at->index;
     at->first += count;
+    if (at->first == at->wrap) at->first = 0;
   }
 };
 
@@ -346,6 +353,8 @@ template <class Launch> class KernelQueue : public DeviceQueue {
   void softmax(Index rows, Index d, DeviceIn s, DeviceOut z, bool log) override;
   void softmax_backward(Index rows, Index d, DeviceIn z, DeviceIn dz, DeviceOut ds, bool log,
                         bool accumulate) override;
+  void log_softmax_tangent(Index rows, Index d, const float* z, const float* ds,
+                           float* dz) override;
   void dropout(const DeviceDropout& d) override;
   void column_sums(Index rows, Index d, DeviceIn x, float* out, bool accumulate) override;
   void convert(Index n, DeviceIn from, DeviceOut to) override;
@@ -355,6 +364,10 @@ template <class Launch> class KernelQueue : public DeviceQueue {
                float* chosen) override;
   void nearest_gradient(Index rows, Index prototypes, Index d, const float* index,
                         const float* grad, float* dw, bool accumulate) override;
+  void outer(const DeviceOuter& o, float* to, Index ld, bool accumulate) override;
+  void outer_dots(const DeviceOuter& u, const DeviceOuter& v, float factor, float* sums) override;
+  void row_dots(const DeviceDots& r) override;
+  void transpose(const DeviceTranspose& t) override;
   void gather(const DeviceGather& g) override;
   void open_step(DeviceStep* at, Index count, const float* weight, const float* class_weight,
                  const std::int64_t* labels, double sum_factor) override;

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "at.hpp"
 #include "gradstack/objective.hpp"
 
 namespace gradstack {
@@ -22,8 +23,6 @@ bool has_opaque(const Graph& graph) {
 }
 
 Index round_up(Index n, Index to) { return (n + to - 1) / to * to; }
-
-std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
 }  // namespace
 

@@ -4,10 +4,10 @@
 #include <stdexcept>
 #include <string>
 
+#include "at.hpp"
+
 namespace gradstack {
 namespace {
-
-std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
 // The edges sorted by the unit at `side` (0: out, 1: in), stably.
 Terms group(Index units, const std::vector<std::int32_t>& edges, std::size_t side) {

@@ -4,12 +4,9 @@
 #include <stdexcept>
 #include <string>
 
+#include "at.hpp"
+
 namespace gradstack {
-namespace {
-
-std::size_t at(Index i) { return static_cast<std::size_t>(i); }
-
-}  // namespace
 
 template <class T> double total_weight(const Cost<T>& cost, const Batch& batch) {
   if (!batch.weight.data && !cost.weighs_classes()) return static_cast<double>(batch.count);

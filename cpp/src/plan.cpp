@@ -87,9 +87,11 @@ template <class T> void Plan<T>::find_wanted_gradients() {
   wants_grad_.assign(stages.size(), 0);
   needs_tiles_.assign(stages.size(), 0);
   if (!options_.gradients) return;
+  // Whoever starts backward writes them. What depends on one has a gradient that goes back into it.
+  for (int output : graph_->outputs()) wants_grad_[index(base_[index(output)])] = 1;
   for (std::size_t i = 0; i < stages.size(); ++i) {
     const Stage& stage = stages[i];
-    bool wants = (stage.kind == Kind::Input && options_.want_dx) ||
+    bool wants = wants_grad_[i] != 0 || (stage.kind == Kind::Input && options_.want_dx) ||
                  static_cast<int>(i) == options_.want_stage;
     wants = wants || wants_dw(stage.weight_id) || wants_dw(stage.bias_id);
     for (int input : stage.in) wants = wants || wants_grad_[index(base_[index(input)])];
@@ -97,7 +99,6 @@ template <class T> void Plan<T>::find_wanted_gradients() {
     if (stage.kind == Kind::Linear && wants_dw(stage.weight_id))
       needs_tiles_[index(base_[index(stage.in[0])])] = 1;
   }
-  for (int output : graph_->outputs()) wants_grad_[index(base_[index(output)])] = 1;
 }
 
 // A variable that depends on no direction has zero derivatives and no memory for them.

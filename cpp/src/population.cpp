@@ -2,12 +2,12 @@
 
 #include <algorithm>
 
+#include "at.hpp"
+
 namespace gradstack {
 namespace {
 
-constexpr Index kChunk = 256;  // samples that run through all layers at a time
-
-std::size_t at(Index i) { return static_cast<std::size_t>(i); }
+constexpr Index kPopulationChunk = 256;  // samples that run through all layers at a time
 
 bool calls_user_code(const Graph& graph) {
   return std::any_of(graph.stages().begin(), graph.stages().end(),
@@ -26,7 +26,7 @@ Population<T>::Population(std::shared_ptr<const Graph> graph, const Kernels<T>& 
       target_(target),
       serial_(!cost_->by_block() || calls_user_code(*graph_)),
       // A user's cost sees all samples at once.
-      chunk_(serial_ ? batch_.count : std::min(batch_.count, kChunk)) {
+      chunk_(serial_ ? batch_.count : std::min(batch_.count, kPopulationChunk)) {
   prepare(1, 1);
   unit_ = cost_->reduction() == Reduction::Mean ? 1.0 / total_weight(*cost_, batch_)
                                                 : cost_->sum_factor(objectives_[0]->compared().d);

@@ -2,15 +2,14 @@
 
 #include <algorithm>
 
+#include "at.hpp"
 #include "rows.hpp"
 
 namespace gradstack {
 namespace {
 
-constexpr Index kChunk = 128;  // samples per plan when predicting: activations stay in cache
+constexpr Index kPredictChunk = 128;  // samples per plan when predicting: activations stay in cache
 constexpr std::size_t kPoolSize = 64;
-
-std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
 double flops_per_sample(const Graph& graph) { return 2.0 * static_cast<double>(graph.n_params()); }
 
@@ -168,11 +167,11 @@ template <class T>
 template <class Bind>
 void Program<T>::run(const T* w, Bind&& bind, Index count, T* const* outs, CallOptions options) {
   if (count == 0) return;
-  const Index chunk = whole_batch_ ? count : std::min(count, kChunk);
+  const Index chunk = whole_batch_ ? count : std::min(count, kPredictChunk);
   const Index chunks = (count + chunk - 1) / chunk;
   // Plans of one capacity serve every batch size with blocks of the same size.
   const Index lanes = lanes_for(kernels_.vector, count);
-  const Index capacity = whole_batch_ ? count : lanes < kLanes ? lanes : kChunk;
+  const Index capacity = whole_batch_ ? count : lanes < kLanes ? lanes : kPredictChunk;
   const int workers =
       count == 1
           ? 1
@@ -268,7 +267,7 @@ template <class T>
 double Program<T>::evaluate(const T* w, const Batch& data, TargetSpec target,
                             std::shared_ptr<const Cost<T>> cost, CallOptions options) {
   const bool whole = whole_batch_ || !cost->by_block();
-  const Index chunk = whole ? data.count : std::min(data.count, kChunk);
+  const Index chunk = whole ? data.count : std::min(data.count, kPredictChunk);
   const Index chunks = (data.count + chunk - 1) / chunk;
   const int workers = std::min(
       static_cast<int>(chunks),

@@ -5,6 +5,7 @@
 #include <limits>
 #include <stdexcept>
 
+#include "at.hpp"
 #include "gradstack/random.hpp"
 #include "search_methods.hpp"
 
@@ -13,8 +14,6 @@ namespace {
 
 constexpr std::uint64_t kStream = 0x5ea4c4;  // tells these draws from other uses of a seed
 constexpr double kMaxStep = 1e12;            // on a plateau without end the step stops growing
-
-std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
 }  // namespace
 

@@ -12,6 +12,7 @@
 #include <limits>
 #include <numeric>
 
+#include "at.hpp"
 #include "search_methods.hpp"
 
 namespace gradstack {
@@ -24,8 +25,6 @@ constexpr double kVarianceRate = 0.3;  // times mu_eff / (n + mu_eff)
 
 constexpr Index kPatience = 40;  // generations without a better point before a new start
 constexpr std::array<double, 5> kRestartSteps = {4, 1, 8, 2, 0.5};
-
-std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
 // max(0, log(n / 2 + 1) - log(rank)), ranks 1..n, summing to 1.
 std::vector<double> utilities(Index n) {

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "at.hpp"
 #include "gradstack/random.hpp"
 #include "search_methods.hpp"
 
@@ -17,8 +18,6 @@ constexpr double kPlateauGrowth = 1.5;
 constexpr double kGainDecay = 0.602, kWidthDecay = 0.101;
 constexpr double kFirstWidth = 0.5, kFirstMove = 0.25;  // in units of the step
 constexpr double kSizeMemory = 0.95;                    // of the size of the estimates
-
-std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
 template <class T> class Spsa final : public Search<T> {
  public:

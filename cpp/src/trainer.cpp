@@ -108,15 +108,7 @@ template <class T>
 void Trainer<T>::close_step(const typename BatchGradient<T>::Result& result,
                             std::vector<double>& finished) {
   last_loss = result.loss;
-  position.loss_sum +=
-      cost_->reduction() == Reduction::Mean ? result.loss * result.weight : result.loss;
-  position.weight_sum += result.weight;
-  ++position.step;
-  if (++position.step_in_epoch < steps_per_epoch()) return;
-  finished.push_back(position.loss_sum / position.weight_sum);
-  ++position.epoch;
-  position.step_in_epoch = 0;
-  position.loss_sum = position.weight_sum = 0;
+  position.close_step(result.loss, result.weight, cost_->reduction(), steps_per_epoch(), finished);
 }
 
 template <class T> void Trainer<T>::fail(const typename BatchGradient<T>::Result& result) const {

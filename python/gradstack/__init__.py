@@ -29,6 +29,7 @@ from gradstack._calculus import (
 )
 from gradstack._callbacks import STOP, EarlyStopping
 from gradstack._checkpoint import Checkpoint
+from gradstack._device import DeviceArray
 from gradstack._fit import fit
 from gradstack._functions import *  # noqa: F403
 from gradstack._history import History
@@ -96,6 +97,7 @@ __all__ = [
     "STOP",
     "Backprop",
     "Checkpoint",
+    "DeviceArray",
     "EarlyStopping",
     "History",
     "Stage",

@@ -9,11 +9,17 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from typing import cast as cast_type
 
 import numpy as np
 import numpy.typing as npt
 
+from gradstack import _core
+
 Array = npt.NDArray[Any]
+
+# An argument in a device's memory, as `_device.place` makes them for calls on that device.
+LentArray = _core.device.LentArray
 
 _CHUNK = 1 << 18  # values per piece of a scan: stays in cache, needs no memory worth speaking of
 
@@ -43,6 +49,13 @@ def _to_numpy(value: Any, name: str) -> Array:
         raise ValueError(f"{name} has masked entries: fill them or drop those samples")
     if isinstance(value, np.ndarray):
         return np.asarray(value)
+    if isinstance(value, LentArray):
+        return cast_type(Array, value)  # has what is asked of an array before the core reads it
+    if isinstance(value, _core.device.DeviceArray):
+        raise TypeError(
+            f"{name} lies on {value.device}, this call takes arrays of the host: pass "
+            f"{name}.numpy(); net(x), vjp and value_and_grad of a net on that device take it"
+        )
     # A torch tensor that requires gradients refuses every view of itself.
     detach = getattr(value, "detach", None)
     if detach is not None and hasattr(value, "__dlpack__"):
@@ -106,6 +119,10 @@ def as_dtype(value: Any, dtype: np.dtype[Any], name: str) -> Array:
     """`value` as a C-contiguous array of `dtype`; no copy when it is one."""
     if type(value) is np.ndarray and value.dtype is dtype and value.flags.c_contiguous:
         return value
+    if isinstance(value, LentArray):
+        if value.dtype != dtype:
+            raise TypeError(f"{name} has dtype {value.dtype} on the device, expected {dtype}")
+        return cast_type(Array, value)
     array = cast(as_real(value, name), dtype, name)
     # ascontiguousarray alone would turn a scalar into a vector.
     return np.ascontiguousarray(array).reshape(array.shape)
@@ -166,6 +183,11 @@ def as_shape(value: Any, name: str) -> tuple[int, ...]:
         return tuple(as_count(n, name) for n in value)
     except TypeError as error:
         raise TypeError(f"{name} must be a shape such as (784,), got {value!r}") from error
+
+
+def on_host(value: Any) -> Any:
+    """A copy of what lies in a device's memory; anything else as it is."""
+    return value.numpy() if isinstance(value, LentArray) else value
 
 
 def first_non_finite(array: Array, dtype: np.dtype[Any] | None = None) -> int | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gradstack._arrays import as_count
+from gradstack._arrays import LentArray, as_count
 from gradstack._history import History
 
 if TYPE_CHECKING:
@@ -226,5 +226,6 @@ def _digest_data(data: Data) -> str:
     for array in (*data.xs, data.y, data.weight):
         if array is not None:
             digest.update(str(array.dtype).encode())
-            digest.update(np.ascontiguousarray(array[rows]).tobytes())
+            sample = array.take(rows) if isinstance(array, LentArray) else array[rows]
+            digest.update(np.ascontiguousarray(sample).tobytes())
     return digest.hexdigest()[:16]

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gradstack import _core, _random
-from gradstack._arrays import as_dtype, as_real, as_vector
+from gradstack._arrays import LentArray, as_dtype, as_real, as_vector
+from gradstack._device import open_device, place, require_float32
 from gradstack._flat import FLOATS, clock
 from gradstack._trace import Shape, ShapeError, TraceError, forward_parameters, input_names, trace
 
@@ -68,8 +69,6 @@ def program_on(
     """The program that runs a graph on a device."""
     if device == "cpu":
         return compiled.program(dtype)
-    from gradstack._device import open_device, require_float32
-
     require_float32(device, dtype, owner)
     key = device, precision
     program = compiled._device_programs.get(key)
@@ -145,12 +144,23 @@ def trace_net(net: Module, shapes: tuple[Shape, ...] | None) -> Compiled:
 class Inputs:
     """What a call was given: batches for the core, and how to shape the answer."""
 
-    __slots__ = ("compiled", "count", "dtype", "program", "shapes", "single", "xs")
+    __slots__ = (
+        "compiled",
+        "count",
+        "device",
+        "dtype",
+        "lent",
+        "program",
+        "shapes",
+        "single",
+        "xs",
+    )
 
     def __init__(
         self, net: Module, compiled: Compiled, arrays: Sequence[Array], single: bool
     ) -> None:
         self.compiled = compiled
+        self.device = "cpu"  # where arguments may lie, apart from the host
         self.single = single
         self.shapes = [a.shape for a in arrays]
         self.count = 1 if single else arrays[0].shape[0]
@@ -160,13 +170,21 @@ class Inputs:
             as_dtype(a, self.dtype, name).reshape(self.count, size)
             for a, name, size in zip(arrays, compiled.in_names, compiled.in_sizes, strict=True)
         ]
+        # An input lies on the device: results will, too.
+        self.lent = any(isinstance(x, LentArray) for x in self.xs)
 
-    def outputs(self, ys: Sequence[Array]) -> Any:
+    def device_rows(self, sizes: Sequence[int]) -> list[Any]:
+        """New rows on the device, one array per number of features."""
+        device = open_device(self.device)
+        return [_core.device.empty(device, (self.count, n)) for n in sizes]
+
+    def outputs(self, ys: Sequence[Any]) -> Any:
         """Rows of the core as the user's outputs."""
         compiled = self.compiled
         result = []
         for y, shape, discrete in zip(ys, compiled.out_shapes, compiled.discrete, strict=True):
-            shaped = y.reshape(shape if self.single else (self.count, *shape))
+            rows = y.numpy() if discrete and self.lent else y
+            shaped = rows.reshape(shape if self.single else (self.count, *shape))
             result.append(shaped.astype(np.int64) if discrete else shaped)
         return result[0] if compiled.single_output else tuple(result)
 
@@ -200,7 +218,7 @@ class Inputs:
         return rows
 
     def _rows(self, value: Any, sample: Shape, size: int, name: str) -> Array:
-        array = as_dtype(value, self.dtype, name)
+        array = as_dtype(place(value, self.device, name), self.dtype, name)
         expected = sample if self.single else (self.count, *sample)
         if array.shape != expected:
             raise ValueError(f"{name} has shape {array.shape}, expected {expected}")
@@ -227,10 +245,15 @@ def split_inputs(net: Module, x: Any) -> tuple[Any, ...]:
     return x
 
 
-def read(net: Module, xs: Sequence[Any]) -> Inputs:
-    """Check and convert the inputs of a call."""
+def read(net: Module, xs: Sequence[Any], device: str = "cpu") -> Inputs:
+    """Check and convert the inputs of a call on a device; they may lie in its memory."""
     if not xs:
         raise TypeError(f"[{type(net).__name__}] called without an input")
+    if device != "cpu":
+        names = ["x"] if len(xs) == 1 else input_names(net, len(xs))
+        inputs = read(net, [place(x, device, name) for x, name in zip(xs, names, strict=True)])
+        inputs.device = device
+        return inputs
     names = ["x"] if len(xs) == 1 else input_names(net, len(xs))
     arrays = [as_real(x, name) for x, name in zip(xs, names, strict=True)]
     learned = net._learned
@@ -378,14 +401,22 @@ def parameters_for(net: Module, inputs: Inputs, w: Any) -> Array:
 
 def call(net: Module, xs: Sequence[Any], *, w: Any = None, out: Any = None) -> Any:
     """Run a net on arrays."""
-    inputs = read(net, xs)
+    inputs = read(net, xs, net._device)
     compiled = inputs.compiled
+    lent = inputs.lent
     outs = None if out is None else _check_out(inputs, out)
     if inputs.count == 0:
-        ys = [np.empty((0, n), inputs.dtype) for n in compiled.out_sizes]
+        sizes = compiled.out_sizes
+        ys = inputs.device_rows(sizes) if lent else [np.empty((0, n), inputs.dtype) for n in sizes]
         return inputs.outputs(ys) if out is None else out
-    if outs is not None and any(np.may_share_memory(o, x) for o in outs for x in inputs.xs):
+    if outs is not None and any(_overlap(o, x) for o in outs for x in inputs.xs):
         inputs.xs = [x.copy() for x in inputs.xs]
+    if outs is None and lent:
+        outs = inputs.device_rows(compiled.out_sizes)
+        program_for(net, inputs).forward(
+            parameters_for(net, inputs, w), inputs.xs, outs=outs, **run_options(net, compiled)
+        )
+        return inputs.outputs(outs)
     vector = parameters_for(net, inputs, w)
     options = run_options(net, compiled)
     program = program_for(net, inputs)
@@ -401,9 +432,20 @@ def call(net: Module, xs: Sequence[Any], *, w: Any = None, out: Any = None) -> A
             target[...] = value
         return out
     program.forward(vector, inputs.xs, outs=outs, **options)
+    if any(isinstance(o, LentArray) for o in outs):
+        _core.device.synchronize(open_device(net._device))  # nobody's stream waits for ours
     if w is None and not options:
         _offer_short_call(net, inputs)
     return out
+
+
+def _overlap(out: Any, x: Any) -> bool:
+    """Whether writing to `out` changes `x`; what a device is lent it reads before it writes."""
+    return (
+        not isinstance(out, LentArray)
+        and not isinstance(x, LentArray)
+        and (np.may_share_memory(out, x))
+    )
 
 
 def _check_out(inputs: Inputs, out: Any) -> list[Array]:
@@ -412,10 +454,11 @@ def _check_out(inputs: Inputs, out: Any) -> list[Array]:
     if not isinstance(outs, (tuple, list)) or len(outs) != len(compiled.out_shapes):
         raise ValueError(f"out must be a tuple of {len(compiled.out_shapes)} arrays")
     rows = []
-    for o, shape, size, discrete in zip(
+    for given, shape, size, discrete in zip(
         outs, compiled.out_shapes, compiled.out_sizes, compiled.discrete, strict=True
     ):
-        if not isinstance(o, np.ndarray):
+        o = place(given, inputs.device, "out", writable=True)
+        if not isinstance(o, (np.ndarray, LentArray)):
             raise TypeError(f"out must be a NumPy array, got {type(o).__name__}")
         expected = shape if inputs.single else (inputs.count, *shape)
         dtype = np.dtype(np.int64) if discrete else inputs.dtype
@@ -423,7 +466,10 @@ def _check_out(inputs: Inputs, out: Any) -> list[Array]:
             raise ValueError(
                 f"out has shape {o.shape} and dtype {o.dtype}, expected {expected} and {dtype}"
             )
-        if not (o.flags.c_contiguous and o.flags.writeable):
+        if isinstance(o, LentArray):
+            if any(compiled.discrete):
+                raise TypeError("out must be a NumPy array: the output is computed by the host")
+        elif not (o.flags.c_contiguous and o.flags.writeable):
             raise ValueError("out must be C-contiguous and writeable")
         rows.append(o.reshape(inputs.count, size))
     return rows

@@ -1,6 +1,6 @@
 # The compiled core, see cpp/bindings.
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -271,7 +271,19 @@ class _Population(Protocol):
     def evaluate(self, w: _Array, threads: int = ...) -> npt.NDArray[np.float64]: ...
     def generation(self, search: _Search, left: int, threads: int = ...) -> int: ...
 
-class _Typed:
+class _Evaluates:
+    def evaluate(
+        self,
+        program: _Program,
+        w: _Array,
+        X: Sequence[_Array],
+        y: _Array | None,
+        cost: _Cost,
+        sample_weight: _Array | None = ...,
+        threads: int = ...,
+    ) -> float: ...
+
+class _Typed(_Evaluates):
     """What exists once for float32 and once for float64."""
 
     Optimizer: type[_Optimizer]
@@ -307,16 +319,6 @@ class _Typed:
         y: _Array | None,
         sample_weight: _Array | None = ...,
     ) -> _Population: ...
-    def evaluate(
-        self,
-        program: _Program,
-        w: _Array,
-        X: Sequence[_Array],
-        y: _Array | None,
-        cost: _Cost,
-        sample_weight: _Array | None = ...,
-        threads: int = ...,
-    ) -> float: ...
 
 class _OpenDevice(Protocol):
     @property
@@ -326,13 +328,67 @@ class _OpenDevice(Protocol):
         self, bits: npt.NDArray[np.uint16], precision: str
     ) -> npt.NDArray[np.float32]: ...
 
-class _Device:
+class _DeviceArray:
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+    @property
+    def device(self) -> str: ...
+    def numpy(self) -> _Array: ...
+    def take(self, rows: Any) -> _Array: ...
+    def reshape(self, *shape: int) -> Self: ...
+    def __len__(self) -> int: ...
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = ...,
+        max_version: tuple[int, int] | None = ...,
+        dl_device: tuple[int, int] | None = ...,
+        copy: bool | None = ...,
+    ) -> Any: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+
+class _Device(_Evaluates):
     """Devices with memory of their own; float32."""
 
+    DeviceArray: type[_DeviceArray]
+    LentArray: Any
+    def empty(self, device: _OpenDevice, shape: Sequence[int]) -> Any: ...
+    def lend(self, device: _OpenDevice, array: Any, name: str, writable: bool = ...) -> Any: ...
+    def synchronize(self, device: _OpenDevice) -> None: ...
+    def outputs_into(self, at: Any, outs: Sequence[Any]) -> None: ...
+    def pull_into(
+        self, at: Any, dys: Sequence[Any], dxs: Sequence[Any], dw: _DeviceArray
+    ) -> None: ...
+    def value_and_grad_into(
+        self,
+        program: _Program,
+        w: _Array,
+        xs: Sequence[Any],
+        y: Any,
+        cost: _Cost,
+        sample_weight: _Array | None,
+        dw: _DeviceArray,
+        *,
+        train: bool = ...,
+        seed: int = ...,
+    ) -> float: ...
     def Device(self, capsule: Any) -> _OpenDevice: ...
     def DeviceProgram(
         self, graph: Graph, device: _OpenDevice, precision: str = ...
     ) -> _Program: ...
+    def DeviceJacobian(
+        self, graph: Graph, device: _OpenDevice, wrt: Any, output: int = ...
+    ) -> _Jacobian: ...
+    def DevicePerSample(self, graph: Graph, device: _OpenDevice, cost: _Cost) -> _PerSample: ...
+    def DeviceGaussNewton(self, graph: Graph, device: _OpenDevice, cost: _Cost) -> _Curvature: ...
     def DeviceTrainer(
         self,
         graph: Graph,
@@ -343,16 +399,6 @@ class _Device:
         frozen: Sequence[str] = ...,
         precision: str = ...,
     ) -> _Trainer: ...
-    def evaluate(
-        self,
-        program: _Program,
-        w: _Array,
-        X: Sequence[_Array],
-        y: _Array | None,
-        cost: _Cost,
-        sample_weight: _Array | None = ...,
-        threads: int = ...,
-    ) -> float: ...
 
 f32: _Typed
 f64: _Typed

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gradstack._arrays import as_real, is_memory_map, require_finite, rows_of
+from gradstack._arrays import (
+    LentArray,
+    as_dtype,
+    as_real,
+    is_memory_map,
+    require_finite,
+    rows_of,
+)
 from gradstack._compiled import Compiled, compiled_for, known_shapes
 from gradstack._trace import ShapeError, input_names
 from gradstack.nn.cost import Cost, read_sample_weight
@@ -135,6 +142,8 @@ def read_data(
         rows = _readable(rows_of(array))
         if is_memory_map(rows):
             memory_maps = True
+        elif isinstance(rows, LentArray):
+            rows = as_dtype(rows, dtype, x_name)  # NaN there shows in the loss
         else:
             require_finite(rows, x_name, dtype)
         xs.append(rows)
@@ -156,6 +165,8 @@ def read_data(
         target = _readable(target)
         if is_memory_map(target) and target.ndim == 2:
             memory_maps = True
+        elif isinstance(target, LentArray):
+            target = as_dtype(target, dtype, y_name)
         else:
             require_finite(target, y_name, dtype)
     weight = read_sample_weight(sample_weight, count, dtype, cost.reduction)

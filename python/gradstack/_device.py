@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradstack import _core
+from gradstack._arrays import on_host
 
 if TYPE_CHECKING:
     from types import ModuleType
 
+DeviceArray = _core.device.DeviceArray
+_HOST = (1, 3, 11, 13)  # DLPack's kinds of memory that NumPy reads
 _FLOAT32 = np.dtype(np.float32)
 _PRECISIONS = ("float32", "tf32", "bf16", "fp16")
 _opened: dict[int, Any] = {}
@@ -116,3 +119,40 @@ def require_float32(device: str, dtype: np.dtype[Any], owner: str) -> None:
     """Refuse dtypes that devices do not compute in."""
     if device != "cpu" and dtype != _FLOAT32:
         raise ValueError(f"[{owner}] device {device!r} computes in float32, the net is of {dtype}")
+
+
+def place(value: Any, device: str, name: str, *, writable: bool = False) -> Any:
+    """An argument for a call on `device`: arrays in its memory are lent, others are as they are.
+
+    Takes whatever has DLPack's protocol (CuPy arrays, CUDA tensors of PyTorch, `DeviceArray`), on
+    the stream of our queue: the producer makes it wait for what is still being computed.
+
+    Raises
+    ------
+    ValueError
+        The array lies on another device, is not contiguous, or is read-only and to be written to.
+    TypeError
+        Its dtype is not float32 (int64 for class labels).
+    """
+    if type(value) is np.ndarray or device == "cpu":
+        return value
+    where = getattr(value, "__dlpack_device__", None)
+    if where is None or int(where()[0]) in _HOST:
+        return value
+    # A torch tensor that requires gradients is not lent.
+    detach = getattr(value, "detach", None)
+    return _core.device.lend(
+        open_device(device), value if detach is None else detach(), name, writable
+    )
+
+
+def place_all(value: Any, device: str, name: str) -> Any:
+    """`place` for one array or a tuple of them."""
+    if not isinstance(value, tuple):
+        return place(value, device, name)
+    return tuple(place(v, device, f"{name}[{i}]") for i, v in enumerate(value))
+
+
+def place_on_host(value: Any, device: str, name: str) -> Any:
+    """The same for what the host looks at: a copy of what lies on the device."""
+    return on_host(place(value, device, name))

@@ -11,7 +11,7 @@ from gradstack._callbacks import Callbacks, EarlyStopping, FitState, StopWatch
 from gradstack._checkpoint import Checkpoint, Keeper, fingerprint
 from gradstack._compiled import compiled_for, core_for, program_on
 from gradstack._data import Data, read_data, settle_shapes, training_graph
-from gradstack._device import check_precision, open_device
+from gradstack._device import check_precision, open_device, place, place_all, place_on_host
 from gradstack._engine import Engine, Epoch, Options, make_engine
 from gradstack._history import History
 from gradstack._progress import Progress, make_progress
@@ -88,9 +88,10 @@ def fit(
     num_threads : int or None
         None: as many as pay.
     device : str
-        "cpu", or "cuda" ("cuda:N") to train on a GPU: the data set is copied there as a whole, the
-        samples come in the same order and dropout has the same masks as on the CPU, so results
-        agree to float32's rounding.
+        "cpu", or "cuda" ("cuda:N") to train on a GPU: the data set is copied there, in chunks if
+        it does not fit, or may lie there already (anything with ``__dlpack__``). The samples come
+        in the same order and dropout has the same masks as on the CPU, so results agree to
+        float32's rounding.
     precision : str
         Of a GPU. "float32": exact. "tf32": matrix products round their operands to 10 bits of
         mantissa. "bf16", "fp16": activations and their gradients are stored in that type, products
@@ -153,10 +154,13 @@ def fit(
         raise ValueError("early stopping monitors 'val_loss', which needs validation=(X, y)")
     if not net.w.size:
         raise ValueError(f"[{type(net).__name__}] has no parameters to train")
+    X, y, sample_weight = _placed(device, X, y, sample_weight)
     shapes = settle_shapes(net, X)
     compiled = training_graph(net, shapes)
     data = read_data(net, compiled, cost, X, y, sample_weight)
-    held_out = None if validation is None else _read_validation(net, shapes, cost, validation)
+    held_out = (
+        None if validation is None else _read_validation(net, shapes, cost, validation, device)
+    )
     engine = make_engine(net, compiled, cost, optimizer, data, options)
     watch = None if early_stopping is None else StopWatch(early_stopping)
     keeper = None
@@ -169,12 +173,22 @@ def fit(
     return loop.run(bool(progress), options)
 
 
+def _placed(device: str, X: Any, y: Any, weight: Any, prefix: str = "") -> tuple[Any, Any, Any]:
+    """A data set for a device, whose memory some of it may lie in."""
+    return (
+        place_all(X, device, f"{prefix}X"),
+        place(y, device, f"{prefix}y"),
+        place_on_host(weight, device, f"{prefix}sample_weight"),
+    )
+
+
 def _read_validation(
-    net: Module, shapes: tuple[tuple[int, ...], ...], cost: Cost, validation: Any
+    net: Module, shapes: tuple[tuple[int, ...], ...], cost: Cost, validation: Any, device: str
 ) -> Data:
     if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3):
         raise TypeError("validation must be (X, y) or (X, y, sample_weight)")
     X, y, weight = (*validation, None)[:3]
+    X, y, weight = _placed(device, X, y, weight, "validation ")
     settle_shapes(net, X)
     data = read_data(
         net, compiled_for(net, shapes), cost, X, y, weight, ("validation X", "validation y")

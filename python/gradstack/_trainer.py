@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gradstack._arrays import as_count
 from gradstack._compiled import read, split_inputs
 from gradstack._data import training_graph
-from gradstack._device import check_precision, open_device
+from gradstack._device import check_precision, open_device, place_on_host
 from gradstack._engine import core_trainer
 from gradstack._flat import clock
 from gradstack._problem import BatchProblem
@@ -137,8 +137,9 @@ class Trainer:
 
     def _general_step(self, x: Any, y: Any, sample_weight: Any) -> float:
         net, cost = self.net, self.cost
-        inputs = read(net, split_inputs(net, x))
+        inputs = read(net, split_inputs(net, x), self._device)
         target = read_target(net, cost, inputs, y)
+        sample_weight = place_on_host(sample_weight, self._device, "sample_weight")
         weight = read_sample_weight(sample_weight, inputs.count, inputs.dtype, cost.reduction)
         if inputs.count == 0:
             raise ValueError("x has no samples, the average loss is undefined")

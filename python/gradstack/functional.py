@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gradstack._arrays import as_vector
+from gradstack import _core
+from gradstack._arrays import LentArray, as_vector
 from gradstack._compiled import (
     Inputs,
     call,
@@ -21,6 +22,7 @@ from gradstack._compiled import (
     run_options,
     split_inputs,
 )
+from gradstack._device import open_device, place, place_on_host
 from gradstack.nn.cost import Cost, has_plain_targets, read_sample_weight
 from gradstack.nn.module import Module
 
@@ -91,6 +93,12 @@ class Pullback:
         """Multiply with the transposed Jacobians: (dx, dw)."""
         inputs = self._inputs
         rows = inputs.output_rows(dy, "dy")
+        if inputs.lent or any(isinstance(row, LentArray) for row in rows):
+            dxs = inputs.device_rows(inputs.compiled.in_sizes)
+            dw = _core.device.empty(open_device(inputs.device), (self._n_params,))
+            if inputs.count:
+                _core.device.pull_into(self._at, rows, dxs, dw)
+            return inputs.inputs(dxs), dw
         if inputs.count == 0:
             dxs = [np.zeros((0, n), inputs.dtype) for n in inputs.compiled.in_sizes]
             return inputs.inputs(dxs), np.zeros(self._n_params, inputs.dtype)
@@ -125,12 +133,18 @@ def vjp(net: Module, x: Any, w: Any = None) -> tuple[Any, Pullback]:
     (array([1., 2.], dtype=float32), array([ 10., 100.,   1.], dtype=float32))
     """
     net = require_net(net)
-    inputs = read(net, split_inputs(net, x))
+    inputs = read(net, split_inputs(net, x), net._device)
     vector = parameters_for(net, inputs, w)
+    sizes = inputs.compiled.out_sizes
+    outs = inputs.device_rows(sizes) if inputs.lent else None
     if inputs.count == 0:
-        ys = [np.empty((0, n), inputs.dtype) for n in inputs.compiled.out_sizes]
+        ys = outs or [np.empty((0, n), inputs.dtype) for n in sizes]
         return inputs.outputs(ys), Pullback(inputs, None, vector.size)
     at = program_for(net, inputs).vjp(vector, inputs.xs, **run_options(net, inputs.compiled))
+    if outs is not None:
+        inputs.xs = []  # what was lent is not kept
+        _core.device.outputs_into(at, outs)
+        return inputs.outputs(outs), Pullback(inputs, at, vector.size)
     return inputs.outputs(at.outputs), Pullback(inputs, at, vector.size)
 
 
@@ -169,7 +183,7 @@ def jvp(net: Module, x: Any, dx: Any = None, dw: Any = None, w: Any = None) -> t
     if inputs.count == 0:
         ys = [np.empty((0, n), inputs.dtype) for n in inputs.compiled.out_sizes]
         return inputs.outputs(ys), inputs.outputs(ys)
-    ys, dys = inputs.program.jvp(vector, inputs.xs, dxs, direction)
+    ys, dys = program_for(net, inputs).jvp(vector, inputs.xs, dxs, direction)
     return inputs.outputs(ys), inputs.outputs(dys)
 
 
@@ -185,6 +199,7 @@ def read_target(net: Module, cost: Cost, inputs: Inputs, y: Any) -> Array | None
         if y is not None:
             raise ValueError(f"[{type(net).__name__}] NearestNeighbour trains without y, pass None")
         return None
+    y = place(y, inputs.device, "y")
     return cost._read_target(y, inputs.count, compiled.out_shapes[0], inputs.dtype, inputs.single)
 
 
@@ -227,14 +242,21 @@ def value_and_grad(
         if result is not None:
             return result
     net = require_net(net)
-    inputs = read(net, split_inputs(net, x))
+    inputs = read(net, split_inputs(net, x), net._device)
     target = read_target(net, require_cost(cost), inputs, y)
+    sample_weight = place_on_host(sample_weight, net._device, "sample_weight")
     weight = read_sample_weight(sample_weight, inputs.count, inputs.dtype, cost.reduction)
     if inputs.count == 0:
         raise ValueError("x has no samples, the average loss is undefined")
     vector = parameters_for(net, inputs, w)
     core_cost = cost._core_cost(inputs.dtype)
     options = run_options(net, inputs.compiled)
+    if inputs.lent:
+        dw = _core.device.empty(open_device(inputs.device), (vector.size,))
+        loss = _core.device.value_and_grad_into(
+            program_for(net, inputs), vector, inputs.xs, target, core_cost, weight, dw, **options
+        )
+        return float(loss), dw
     loss, dw = program_for(net, inputs).value_and_grad(
         vector, inputs.xs, target, core_cost, weight, **options
     )

@@ -13,25 +13,13 @@
 #include <vector>
 
 #include "cpu/simd_math.hpp"
+#include "support/ulps.hpp"
 
 using gradstack::Index;
 using gradstack::Lanes;
 using gradstack::Vec;
 
 namespace {
-
-// |got - want| in units of the last place of T at want.
-template <class T, class Wide> double ulps(T got, Wide want) {
-  if (std::isnan(want)) return std::isnan(got) ? 0.0 : HUGE_VAL;
-  if (got == static_cast<T>(want)) return 0.0;
-  if (std::isinf(got) || std::isinf(static_cast<T>(want))) return HUGE_VAL;
-  using Limits = std::numeric_limits<T>;
-  int exponent = 0;
-  std::frexp(want, &exponent);
-  const int lowest = Limits::min_exponent - Limits::digits;
-  const Wide ulp = std::ldexp(Wide(1), std::max(exponent - Limits::digits, lowest));
-  return static_cast<double>(std::fabs(static_cast<Wide>(got) - want) / ulp);
-}
 
 // Worst error of f over points, against g in wider precision.
 template <class T, class F, class G>

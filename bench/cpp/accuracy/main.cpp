@@ -13,7 +13,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <limits>
 #include <string>
 #include <thread>
 #include <type_traits>
@@ -21,6 +20,7 @@
 
 #include "cpu/features.hpp"
 #include "functions.hpp"
+#include "support/ulps.hpp"
 
 using gradstack::Index;
 using gradstack::MathFunction;
@@ -64,20 +64,6 @@ const Truth kTruths[] = {GS_TRUTH(exp, 750),
                          GS_TRUTH(erfc, 28),
                          GS_TRUTH(sin, 2e6),
                          GS_TRUTH(cos, 2e6)};
-
-// |got - want| in units of the last place of T at want; 0 where got is want, correctly rounded.
-template <class T, class Wide> double ulps(T got, Wide want) {
-  if (std::isnan(want)) return std::isnan(got) ? 0.0 : HUGE_VAL;
-  const T rounded = static_cast<T>(want);
-  if (got == rounded) return 0.0;
-  if (!std::isfinite(got) || std::isinf(rounded)) return HUGE_VAL;
-  using Limits = std::numeric_limits<T>;
-  int exponent = 0;
-  std::frexp(want, &exponent);
-  const int lowest = Limits::min_exponent - Limits::digits;
-  const Wide ulp = std::ldexp(Wide(1), std::max(exponent - Limits::digits, lowest));
-  return static_cast<double>(std::fabs(static_cast<Wide>(got) - want) / ulp);
-}
 
 struct Worst {
   double ulps = 0.0, where = 0.0;

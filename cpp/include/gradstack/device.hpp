@@ -16,6 +16,7 @@
 
 #include "gradstack/config.hpp"
 #include "gradstack/cost_info.hpp"
+#include "gradstack/device_rows.hpp"
 #include "gradstack/device_types.hpp"
 #include "gradstack/ops/op.hpp"
 #include "gradstack/updates.hpp"
@@ -66,6 +67,7 @@ struct DeviceColumns {
   DeviceOut to;
   Index ld_to = 0;
   bool accumulate = false;
+  Index repeats = 1;  // each row of `from` is taken that often, `rows` counts those of `to`
 };
 
 // Loss scaling: gradients are those of `scale` times the loss, so that small ones stay above what
@@ -91,6 +93,7 @@ struct DeviceStep {
   std::int64_t failed = 0;   // 1: a loss was not finite; all later steps change nothing
   double weight = 0;         // total weight of the batch
   double scale = 0;          // a sample of weight 1 multiplies its gradient with this
+  std::int64_t wrap = 0;     // `first` goes back to 0 when it gets here: data in a ring; 0: never
   DeviceLossScale loss;
 };
 
@@ -156,6 +159,9 @@ struct DeviceCost {
   const DeviceStep* at = nullptr;
   float* loss = nullptr;  // (count,)
   float* grad = nullptr;  // (count, d) or null
+  // hv, (count, d): (d2L/dybar2) v times what multiplies grad; null without v.
+  const float* v = nullptr;
+  float* hv = nullptr;
 };
 
 // Constants of a run's steps for an update rule, computed by the host.
@@ -185,6 +191,28 @@ class DeviceRecording {
   virtual ~DeviceRecording() = default;
 };
 
+// Kernels, and copies beside them. Work of one line runs in order; between the two there is no
+// order but that of fences.
+enum class DeviceLine { Kernels, Copies };
+
+// A place in a line that others can wait for; until it is marked it holds nobody up.
+class DeviceFence {
+ public:
+  virtual ~DeviceFence() = default;
+};
+
+struct DeviceMemory {
+  std::size_t free = 0, total = 0;  // bytes
+};
+
+// As DLPack numbers them: the kind of device, and which of them.
+struct DeviceId {
+  int type = 0, number = 0;
+  friend bool operator==(DeviceId a, DeviceId b) {
+    return a.type == b.type && a.number == b.number;
+  }
+};
+
 class DeviceQueue {
  public:
   virtual ~DeviceQueue() = default;
@@ -192,16 +220,45 @@ class DeviceQueue {
   std::mutex& mutex() { return mutex_; }
   // For people, such as "NVIDIA H100 80GB HBM3".
   virtual std::string name() const = 0;
+  // Memory that a part of a batch takes up, where batches go through in parts.
+  std::size_t part_bytes = std::size_t{1} << 28;
 
   // Zeroed memory. `what` names it in the message of DeviceOutOfMemory.
   virtual void* allocate(std::size_t bytes, const char* what) = 0;
   virtual void release(void* memory) noexcept = 0;
-  // The host's memory may be used again on return; to_host waits for everything before it.
+  // The host's memory may be used again on return; to_host waits for everything before it. In place
+  // of the host's either takes memory that is on_device: then the copy is queued like everything
+  // else and nothing is waited for.
   virtual void to_device(void* to, const void* host, std::size_t bytes) = 0;
   virtual void to_host(void* host, const void* from, std::size_t bytes) = 0;
   virtual void zero(void* to, std::size_t bytes) = 0;
   virtual void synchronize() = 0;
 
+  virtual DeviceMemory memory() = 0;
+  // Page-locked memory of the host, which copies read while the host does other things.
+  virtual void* allocate_host(std::size_t bytes, const char* what) = 0;
+  virtual void release_host(void* memory) noexcept = 0;
+  // In the line of copies; `locked`, of allocate_host, is read when the copy runs.
+  virtual void copy_beside(void* to, const void* locked, std::size_t bytes) = 0;
+  virtual std::unique_ptr<DeviceFence> fence() = 0;
+  // The fence stands behind everything queued in the line so far.
+  virtual void mark(DeviceFence& fence, DeviceLine line) = 0;
+  // What is queued in the line from now on runs after what the fence, as it stands now, is behind.
+  virtual void hold(DeviceLine line, const DeviceFence& fence) = 0;
+  virtual void wait_for(const DeviceFence& fence) = 0;
+
+  // Memory shared with other libraries (DLPack). Whoever lends memory makes `stream` wait for its
+  // own work; `lead` makes a stream of somebody else wait for everything queued so far.
+  virtual DeviceId id() const = 0;
+  virtual std::intptr_t stream() const = 0;
+  virtual void lead(std::intptr_t stream) = 0;
+  virtual bool on_device(const void* memory) const = 0;
+  // Between the two, memory that somebody lends is this device's.
+  virtual void borrow(const void* memory, std::size_t bytes) = 0;
+  virtual void give_back(const void* memory) noexcept = 0;
+
+  // False: every call is waited for, so that an error names it, and nothing should be recorded.
+  virtual bool records() const = 0;
   // Calls between the two are noted and not run. Neither allocates nor copies from the host.
   virtual void record() = 0;
   virtual std::unique_ptr<DeviceRecording> recorded() = 0;
@@ -215,13 +272,17 @@ class DeviceQueue {
   virtual void backward(const DeviceOp& op, Index n, DeviceIn s, DeviceIn z, DeviceIn dz,
                         DeviceOut ds, bool accumulate) = 0;
   virtual void binary(DeviceBinary kind, Index n, DeviceIn a, DeviceIn b, DeviceOut z) = 0;
-  // da (+)= dz dz/da for the first operand, or dz dz/db for the second.
+  // da (+)= dz dz/da for the first operand, or dz dz/db for the second; a and b may be null for
+  // sums.
   virtual void binary_backward(DeviceBinary kind, bool first, Index n, DeviceIn a, DeviceIn b,
                                DeviceIn dz, DeviceOut to, bool accumulate) = 0;
   virtual void columns(const DeviceColumns& c) = 0;
   virtual void softmax(Index rows, Index d, DeviceIn s, DeviceOut z, bool log) = 0;
   virtual void softmax_backward(Index rows, Index d, DeviceIn z, DeviceIn dz, DeviceOut ds,
                                 bool log, bool accumulate) = 0;
+  // dz = the perturbation of the logarithms z by ds; the softmax's own is its softmax_backward.
+  virtual void log_softmax_tangent(Index rows, Index d, const float* z, const float* ds,
+                                   float* dz) = 0;
   virtual void dropout(const DeviceDropout& d) = 0;
   // out[j] (+)= sum over rows of x[row][j], in an order that depends on shapes alone.
   virtual void column_sums(Index rows, Index d, DeviceIn x, float* out, bool accumulate) = 0;
@@ -235,6 +296,14 @@ class DeviceQueue {
   // dw (prototypes, d) (+)= the gradients of the samples that chose each.
   virtual void nearest_gradient(Index rows, Index prototypes, Index d, const float* index,
                                 const float* grad, float* dw, bool accumulate) = 0;
+
+  // to[row * ld + k] (+)= entry k of the row's outer product.
+  virtual void outer(const DeviceOuter& o, float* to, Index ld, bool accumulate) = 0;
+  // sums[row] += factor * sum of the products of u's and v's entries.
+  virtual void outer_dots(const DeviceOuter& u, const DeviceOuter& v, float factor,
+                          float* sums) = 0;
+  virtual void row_dots(const DeviceDots& r) = 0;
+  virtual void transpose(const DeviceTranspose& t) = 0;
 
   virtual void gather(const DeviceGather& g) = 0;
   // at->weight and at->scale of a batch: sum of weight[i] class_weight[label[i]] (null: 1);
@@ -259,10 +328,27 @@ class DeviceQueue {
   std::mutex mutex_;
 };
 
+// Page-locked memory that lives as long as its owner.
+class LockedMemory {
+ public:
+  LockedMemory(std::shared_ptr<DeviceQueue> queue, std::size_t bytes, const char* what)
+      : queue_(std::move(queue)), data_(static_cast<char*>(queue_->allocate_host(bytes, what))) {}
+  LockedMemory(const LockedMemory&) = delete;
+  LockedMemory& operator=(const LockedMemory&) = delete;
+  ~LockedMemory() { queue_->release_host(data_); }
+  char* data() const { return data_; }
+
+ private:
+  std::shared_ptr<DeviceQueue> queue_;
+  char* data_;
+};
+
 // Device memory that lives as long as its owner.
 template <class T> class DeviceArray {
  public:
   DeviceArray() = default;
+  // Somebody else's memory, which is not released.
+  DeviceArray(T* memory, Index n) : size_(n), data_(memory) {}
   DeviceArray(std::shared_ptr<DeviceQueue> queue, Index n, const char* what)
       : queue_(std::move(queue)),
         size_(n),
@@ -276,7 +362,7 @@ template <class T> class DeviceArray {
     return *this;
   }
   ~DeviceArray() {
-    if (data_) queue_->release(data_);
+    if (queue_) queue_->release(data_);
   }
 
   T* data() const { return data_; }

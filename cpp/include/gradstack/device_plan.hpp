@@ -20,6 +20,8 @@ class DeviceLayout {
   // From and to the flat vector of the host.
   void spread(const Graph& graph, const float* flat, float* padded) const;
   void gather(const Graph& graph, const float* padded, float* flat) const;
+  // The same from device memory; `flat` is the host's or the device's.
+  void download(DeviceQueue& queue, const Graph& graph, const float* padded, float* flat) const;
 
  private:
   static constexpr Index kAlign = 64;
@@ -32,15 +34,23 @@ struct DevicePlanOptions {
   bool gradients = false;  // allocate for backward
   bool want_dx = false;    // gradients of the inputs
   DevicePrecision precision = DevicePrecision::Float32;
+  int want_stage = -1;    // a variable whose gradient is wanted; -1: none
+  int output = -1;        // the only output that backward starts from (its number); -1: all
+  bool tangents = false;  // allocate for push
+  // Rows of gradients and tangents that every sample has: so many directions go through the
+  // linearisation at once. With more than one there are none of the parameters.
+  Index repeats = 1;
   std::vector<char> frozen;  // per parameter: its gradient is not wanted (empty: none)
 };
 
 // What one run works on; w and dw have the device's layout.
 struct DeviceRun {
   const float* w = nullptr;
-  DeviceIn copy;        // w as the plan stores values; not read where that is float32
-  float* dw = nullptr;  // zeroed by backward; null: not wanted
-  bool train = false;   // dropout active
+  DeviceIn copy;                     // w as the plan stores values; not read where that is float32
+  float* dw = nullptr;               // zero, or what a run before has left there; null: not wanted
+  bool accumulate = false;           // backward adds to dw
+  const float* tangent_w = nullptr;  // perturbation of w for push; null: zero
+  bool train = false;                // dropout active
   std::uint64_t seed = 0;
   const DeviceStep* at = nullptr;
   Index first_sample = 0;  // position of the plan's first sample in the batch
@@ -60,8 +70,18 @@ class DevicePlan {
   void forward(const DeviceRun& run);
   // From the gradients of the outputs to those of everything wanted.
   void backward(const DeviceRun& run);
+  // After forward: perturbations from the inputs that are `moved` (per input) to the outputs.
+  void push(const DeviceRun& run, const std::vector<char>& moved);
 
+  // After backward without dw: the gradient of every row by itself, (count * repeats, P) with the
+  // parameters where the host has them; and, without forming it, its squared norm. `scratch` has
+  // room for one value per row.
+  void per_sample_gradients(float* rows);
+  void per_sample_squared_norms(float* norms, float* scratch);
+
+  const DevicePlanOptions& options() const { return options_; }
   Index count() const { return options_.count; }
+  Index rows() const { return options_.count * options_.repeats; }  // of gradients and tangents
   const Graph& graph() const { return *graph_; }
   const DeviceLayout& layout() const { return layout_; }
   // The output of a stage, (count, d), as float32; a view (reshape) is the variable that it views.
@@ -77,6 +97,13 @@ class DevicePlan {
   // To be called when value(input) of the inputs was written; or write to `input` itself.
   void take_inputs();
   DeviceOut input(int stage) const { return stored(stage); }
+  float* tangent(int stage) const {
+    const Variable& v = variables_[index(base_[index(stage)])];
+    return (v.grad_of < 0 ? v : variables_[index(v.grad_of)]).tangent.data();
+  }
+  // After backward: whether the output depends on the variable; after push: whether it moved.
+  bool reached(int stage) const { return written_[index(base_[index(stage)])] != 0; }
+  bool moves(int stage) const { return moves_[index(base_[index(stage)])] != 0; }
   Index width(int stage) const { return variables_[index(stage)].d; }
   // Vector quantisation (see plan.hpp): the prototypes chosen and their gradient, or null.
   float* chosen() const { return chosen_.data(); }
@@ -86,9 +113,10 @@ class DevicePlan {
   struct Variable {
     Index d = 0;
     DeviceBuffer value, grad;
+    DeviceArray<float> tangent;
     DeviceArray<float> outer_value, outer_grad;  // of inputs and outputs stored in half
     int value_of = -1;                           // another variable whose memory this one shares
-    int grad_of = -1;
+    int grad_of = -1;                            // the same for gradient and tangent
   };
   static std::size_t index(int id) { return static_cast<std::size_t>(id); }
   const Variable& variable(int stage) const {
@@ -111,6 +139,7 @@ class DevicePlan {
   void find_uses();
   void find_wanted();
   void allocate();
+  void allocate_repeats();
   void upload_structure();
   void forward_stage(int id, const DeviceRun& run);
   void backward_stage(int id, const DeviceRun& run);
@@ -118,7 +147,17 @@ class DevicePlan {
   void backward_sparse(int id, const DeviceRun& run);
   void backward_binary(int id);
   void backward_columns(int id);
-  void dropout(int id, const DeviceRun& run, DeviceIn from, DeviceOut to, bool accumulate);
+  void through_fused(int id, DeviceOut d);
+  void dropout(int id, const DeviceRun& run, Index n, DeviceIn from, DeviceOut to, bool accumulate);
+  bool push_stage(int id, const DeviceRun& run);
+  void push_linear(int id, const DeviceRun& run);
+  void push_sparse(int id, const DeviceRun& run);
+  void push_columns(int id);
+  // The value of a stage with a row for every row of gradients, in one of two places.
+  DeviceIn repeated(int stage, std::size_t place);
+  DeviceOuter outer(int id) const;
+  bool learns(int id) const;
+  void add_products(int u, int v, float factor, float* sums, float* scratch);
   // The gradient of input k of a stage, and whether another block has written it already.
   DeviceOut input_grad(int id, std::size_t k, bool* accumulate);
   float* parameter_grad(int parameter, const DeviceRun& run, bool* accumulate);
@@ -145,12 +184,13 @@ class DevicePlan {
     DeviceArray<Index> out_begin, in_begin;
     DeviceArray<std::int32_t> out_unit, out_edge, in_unit, in_edge, ends;
   };
-  std::vector<DeviceArray<float>> masks_;
+  std::vector<DeviceArray<float>> masks_, masked_tangent_;
   std::vector<DeviceBuffer> stored_masks_, masked_;
   std::vector<std::unique_ptr<Edges>> edges_;
+  DeviceArray<float> repeated_[2];
 
-  // While backward runs: what has been written already.
-  std::vector<char> written_, parameter_written_;
+  // What backward has written already, what push has moved.
+  std::vector<char> written_, parameter_written_, moves_;
 };
 
 }  // namespace gradstack

@@ -1,27 +1,16 @@
-// Graphs called on a device: predictions, reverse-mode derivatives, losses and gradients, from and
-// to the host's memory. The counterpart of program.hpp; thread safe, calls of one queue take turns.
+// Graphs called on a device: predictions, products with the Jacobian, losses and gradients, from
+// and to the host's memory. The counterpart of program.hpp; thread safe, calls of one queue take
+// turns.
 #pragma once
 
 #include <list>
 #include <memory>
 #include <vector>
 
-#include "gradstack/device_plan.hpp"
-#include "gradstack/objective.hpp"
-#include "gradstack/program.hpp"
+#include "gradstack/device_data.hpp"
+#include "gradstack/device_parameters.hpp"
 
 namespace gradstack {
-
-// A data set in device memory.
-struct DeviceData {
-  DeviceData(const std::shared_ptr<DeviceQueue>& queue, const Batch& data, TargetSpec target,
-             bool check_finite);
-  Index count = 0;
-  std::vector<DeviceArray<float>> x;
-  std::vector<Index> cols;
-  DeviceArray<float> y, weight;
-  DeviceArray<std::int64_t> labels;
-};
 
 // C(y, G(x, w)) of `count` samples and its gradient.
 class DeviceObjective {
@@ -40,6 +29,13 @@ class DeviceObjective {
   void evaluate(const DeviceRun& run, DeviceStep* at, double* results, bool average,
                 bool allow_non_finite);
   void backward(const DeviceRun& run) { plan_.backward(run); }
+
+  // After forward: every sample's own loss, and its gradient at the output multiplied with `scale`
+  // and weight[i] (device memory; null: 1).
+  void sample_costs(DeviceStep* at, double scale, const float* weight);
+  // After push: the output's gradient becomes (d2L/dybar2) (its tangent) times `scale` and the
+  // sample weights.
+  void curvature(DeviceStep* at, double scale);
   DevicePlan& plan() { return plan_; }
   bool fits(const Cost<float>* cost, TargetSpec target, bool weighted) const;
   // The factor of a sum reduction.
@@ -61,13 +57,15 @@ class DeviceObjective {
 class DeviceLinearization {
  public:
   DeviceLinearization(std::shared_ptr<const Graph> graph, std::shared_ptr<DeviceQueue> queue,
-                      const float* w, const std::vector<RowSource>& x, Index count,
+                      const float* w, const std::vector<RowSource>& x, Index count, bool tangents,
                       CallOptions options, DevicePrecision precision = DevicePrecision::Float32);
   Index count() const { return plan_->count(); }
   const Graph& graph() const { return *graph_; }
   void output(std::size_t i, float* rows);  // (count, d)
   // dys: per output rows or null; dxs: per input rows or null; dw (P,) or null. All on the host.
   void vjp(const std::vector<const float*>& dys, const std::vector<float*>& dxs, float* dw);
+  // dxs: per input rows or null; dw (P,) or null; dys: per output rows. Planned with tangents only.
+  void jvp(const std::vector<const float*>& dxs, const float* dw, const std::vector<float*>& dys);
 
  private:
   void pull(const std::vector<const float*>& dys, const std::vector<float*>& dxs, float* dw);
@@ -75,10 +73,9 @@ class DeviceLinearization {
   std::shared_ptr<DeviceQueue> queue_;
   std::shared_ptr<const Graph> graph_;
   DevicePrecision precision_;
+  DeviceParameters parameters_;
   std::unique_ptr<DevicePlan> plan_;
-  DeviceBuffer copy_;
-  DeviceArray<float> w_, dw_, staging_;
-  DeviceArray<DeviceStep> at_;
+  DeviceArray<float> staging_;
   DeviceRun run_;
 };
 
@@ -93,6 +90,10 @@ class DeviceProgram {
                         std::shared_ptr<const Cost<float>> cost, float* dw, CallOptions options);
   double evaluate(const float* w, const Batch& data, TargetSpec target,
                   std::shared_ptr<const Cost<float>> cost, CallOptions options);
+  // Outputs and their perturbations; dxs, dw, dys as in DeviceLinearization::jvp.
+  void jvp(const float* w, const std::vector<RowSource>& x, Index count,
+           const std::vector<const float*>& dxs, const float* dw, const std::vector<float*>& ys,
+           const std::vector<float*>& dys);
 
   const Graph& graph() const { return *graph_; }
   const std::shared_ptr<const Graph>& shared_graph() const { return graph_; }
@@ -100,34 +101,23 @@ class DeviceProgram {
   DevicePrecision precision() const { return precision_; }
 
  private:
-  Index chunk(Index count) const;
-  void upload(const float* w);
-  DeviceRun open(const CallOptions& options, double loss_scale = 1);
-  DevicePlan& plan_for(Index count);
+  DevicePlan& plan_for(Index count, bool tangents);
   DeviceObjective& objective_for(Index count, const std::shared_ptr<const Cost<float>>& cost,
                                  TargetSpec target, bool weighted, bool gradients);
 
   std::shared_ptr<const Graph> graph_;
   std::shared_ptr<DeviceQueue> queue_;
   DevicePrecision precision_;
-  DeviceLayout layout_;
-  std::vector<float> padded_;
-  DeviceBuffer copy_;
-  DeviceArray<float> w_, dw_;
-  DeviceArray<DeviceStep> at_;
+  DeviceParameters parameters_;
   DeviceArray<double> results_;
   // The last few that were used, newest first.
   std::list<std::unique_ptr<DevicePlan>> plans_;
   std::list<std::unique_ptr<DeviceObjective>> objectives_, losses_;
 };
 
-// Memory for n parameters as a precision stores them; none where that is float32.
-DeviceBuffer reduced_copy(const std::shared_ptr<DeviceQueue>& queue, Index n,
-                          DevicePrecision precision);
-
-// Rows [first, first + count) of the caller's data as float32 at `to`; through `batch.index` when
-// it has one.
-void upload_rows(DeviceQueue& queue, const Batch& batch, const RowSource& source, Index first,
-                 Index count, float* to);
+// Perturbations of the inputs, `first` rows into dxs (per input rows or null), through the plan;
+// rows of the outputs' into dys.
+void push_rows(DeviceQueue& queue, DevicePlan& plan, const DeviceRun& run, Index first,
+               const std::vector<const float*>& dxs, const std::vector<float*>& dys);
 
 }  // namespace gradstack

@@ -1,6 +1,6 @@
-// Training that stays on a device: the data set is resident, a step is recorded once and replayed,
-// the host looks once per epoch. The counterpart of trainer.hpp, with the same samples in the same
-// order, the same dropout masks and the same errors.
+// Training that stays on a device: the data set is resident, or comes in chunks when it does not
+// fit; a step is recorded once and replayed, the host looks once per epoch. The counterpart of
+// trainer.hpp, with the same samples in the same order, the same dropout masks and the same errors.
 #pragma once
 
 #include <functional>
@@ -56,6 +56,7 @@ class DeviceTrainer {
     Index steps = 0;    // complete
     Index updates = 0;  // of them not skipped
     bool failed = false, stopped = false;
+    Index bad_row = -1;  // a row of the next step that is not finite
   };
   Step& step_for(Index count, bool resident, TargetSpec target, bool weighted, bool train,
                  std::uint64_t seed, bool allow_non_finite);
@@ -66,8 +67,10 @@ class DeviceTrainer {
   void upload_constants(const double* lrs, Index n);
   void rewind(Index steps);
   DeviceStep look();
+  const Index* order_of(std::int64_t epoch);
   void upload_order(std::int64_t epoch);
-  Made make_steps(Index n, const std::function<bool()>& interrupted);
+  std::size_t chunk_bytes(const Batch& data) const;
+  Made make_steps(Index n, Index more, const std::function<bool()>& interrupted);
   void account(const double* results, Index n, std::vector<double>& finished);
 
   std::shared_ptr<const Graph> graph_;
@@ -93,7 +96,10 @@ class DeviceTrainer {
   std::list<Step> steps_;
   // The epoch loop.
   float* host_w_ = nullptr;
-  std::unique_ptr<DeviceData> data_;
+  Index count_ = 0;  // samples
+  bool weighted_ = false;
+  std::unique_ptr<DeviceData> data_;      // all samples, or:
+  std::unique_ptr<DeviceStream> stream_;  // some at a time
   TargetSpec target_;
   FitOptions options_;
   std::vector<Index> order_, next_order_;

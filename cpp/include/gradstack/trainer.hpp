@@ -37,6 +37,19 @@ struct Position {
   std::int64_t step_in_epoch = 0;       // finished steps of the current epoch
   std::int64_t step = 0;                // finished steps in all
   double loss_sum = 0, weight_sum = 0;  // of the current epoch
+
+  // Counts a step; `finished` receives the average loss of an epoch that ends with it.
+  void close_step(double loss, double weight, Reduction reduction, Index steps_per_epoch,
+                  std::vector<double>& finished) {
+    loss_sum += reduction == Reduction::Mean ? loss * weight : loss;
+    weight_sum += weight;
+    ++step;
+    if (++step_in_epoch < steps_per_epoch) return;
+    finished.push_back(loss_sum / weight_sum);
+    ++epoch;
+    step_in_epoch = 0;
+    loss_sum = weight_sum = 0;
+  }
 };
 
 template <class T> class Trainer {

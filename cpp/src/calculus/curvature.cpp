@@ -6,7 +6,7 @@
 namespace gradstack {
 namespace {
 
-constexpr Index kChunk = 256;
+constexpr Index kCurvatureChunk = 256;
 
 }  // namespace
 
@@ -27,7 +27,7 @@ void Curvature<T>::product(const T* w, const Batch& batch, const T* v, T* produc
   const bool whole = !cost_->by_block() ||
                      std::any_of(graph_->stages().begin(), graph_->stages().end(),
                                  [](const Stage& s) { return s.kind == gradstack::Kind::Opaque; });
-  const Index chunk = whole ? batch.count : std::min(batch.count, kChunk);
+  const Index chunk = whole ? batch.count : std::min(batch.count, kCurvatureChunk);
   if (!objective_ || objective_->plan().options().batch != chunk) {
     PlanOptions options;
     options.batch = chunk;

@@ -1,13 +1,12 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../at.hpp"
 #include "../rows.hpp"
 #include "gradstack/calculus.hpp"
 
 namespace gradstack {
 namespace {
-
-std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
 bool sees_whole_batch(const Graph& graph) {
   return std::any_of(graph.stages().begin(), graph.stages().end(),
@@ -149,12 +148,14 @@ template <class T> void Jacobian<T>::forward_mode(Plan<T>& plan, const Run<T>& r
 
 template <class T> void Jacobian<T>::reverse_mode(Desk& desk, const Run<T>& run, T* to) {
   Plan<T>& plan = *desk.plan;
-  for (int output : graph_->outputs()) {
-    const Variable<T>& v = plan.variable(output);
-    for (Index b = 0; b < plan.blocks(); ++b) block_in<T>(plan, nullptr, v.d, b, v.grad, 0);
-  }
   const Variable<T>& y = plan.variable(output_);
   for (Index i = 0; i < out_; ++i) {
+    // Backward adds to the gradient of an output that another one depends on.
+    for (int output : graph_->outputs()) {
+      const Variable<T>& v = plan.variable(output);
+      if (v.grad == y.grad) continue;
+      for (Index b = 0; b < plan.blocks(); ++b) block_in<T>(plan, nullptr, v.d, b, v.grad, 0);
+    }
     for (Index b = 0; b < plan.blocks(); ++b) block_unit(plan, i, out_, b, y.grad);
     if (wrt_ == kParameters) {
       plan.per_sample_gradients(run, Worker{}, to + i * in_, out_ * in_);

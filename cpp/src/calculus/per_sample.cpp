@@ -4,14 +4,13 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../at.hpp"
 #include "gradstack/calculus.hpp"
 
 namespace gradstack {
 namespace {
 
-constexpr Index kChunk = 128;
-
-std::size_t at(Index i) { return static_cast<std::size_t>(i); }
+constexpr Index kPerSampleChunk = 128;
 
 }  // namespace
 
@@ -25,7 +24,7 @@ template <class T> Objective<T>& PerSample<T>::objective(Index count) {
       !cost_->by_block() || std::any_of(graph_->stages().begin(), graph_->stages().end(),
                                         [](const Stage& s) { return s.kind == Kind::Opaque; });
   const Index lanes = lanes_for(kernels_.vector, count);
-  const Index capacity = whole ? count : lanes < kLanes ? lanes : kChunk;
+  const Index capacity = whole ? count : lanes < kLanes ? lanes : kPerSampleChunk;
   if (!objective_ || objective_->plan().options().batch != capacity) {
     PlanOptions options;
     options.batch = capacity;

@@ -1,4 +1,5 @@
-// Memory and structure of a graph on a device; device_run.cpp has the calculus.
+// Memory and structure of a graph on a device; device_run.cpp and device_push.cpp
+// have the calculus.
 #include "gradstack/device_plan.hpp"
 
 #include <algorithm>
@@ -27,6 +28,20 @@ void DeviceLayout::gather(const Graph& graph, const float* padded, float* flat) 
   for (std::size_t i = 0; i < offsets_.size(); ++i) {
     const Parameter& p = graph.parameters()[i];
     std::copy(padded + offsets_[i], padded + offsets_[i] + p.size, flat + p.offset);
+  }
+}
+
+void DeviceLayout::download(DeviceQueue& queue, const Graph& graph, const float* padded,
+                            float* flat) const {
+  if (!queue.on_device(flat)) {
+    std::vector<float> values(static_cast<std::size_t>(size_));
+    queue.to_host(values.data(), padded, values.size() * sizeof(float));
+    return gather(graph, values.data(), flat);
+  }
+  for (std::size_t i = 0; i < offsets_.size(); ++i) {
+    const Parameter& p = graph.parameters()[i];
+    queue.to_device(flat + p.offset, padded + offsets_[i],
+                    static_cast<std::size_t>(p.size) * sizeof(float));
   }
 }
 
@@ -85,8 +100,12 @@ void DevicePlan::find_uses() {
   for (int output : graph_->outputs()) ++uses_[index(base_[index(output)])];
   for (std::size_t i = 0; i < stages.size(); ++i) {
     if (stages[i].kind != Kind::Pointwise) continue;
-    const std::size_t below = index(base_[index(stages[i].in[0])]);
+    const int input = base_[index(stages[i].in[0])];
+    const std::size_t below = index(input);
     if (stages[below].kind != Kind::Linear || uses_[below] != 1) continue;
+    // A fused pair keeps no separate gradients.
+    const int wanted = options_.want_stage;
+    if (wanted == input || wanted == static_cast<int>(i)) continue;
     fused_[below] = static_cast<int>(i);
     fused_away_[i] = 1;
   }
@@ -100,11 +119,13 @@ void DevicePlan::find_wanted() {
   for (std::size_t i = 0; i < stages.size(); ++i) {
     const Stage& stage = stages[i];
     bool wanted = (stage.kind == Kind::Input && options_.want_dx) || wants(stage.weight_id) ||
-                  wants(stage.bias_id);
+                  wants(stage.bias_id) || static_cast<int>(i) == options_.want_stage;
     for (int input : stage.in) wanted = wanted || wants_grad_[index(base_[index(input)])];
     wants_grad_[i] = wanted;
   }
-  for (int output : graph_->outputs()) wants_grad_[index(base_[index(output)])] = 1;
+  for (std::size_t i = 0; i < graph_->outputs().size(); ++i)
+    if (options_.output < 0 || options_.output == static_cast<int>(i))
+      wants_grad_[index(base_[index(graph_->outputs()[i])])] = 1;
 }
 
 void DevicePlan::allocate() {
@@ -123,14 +144,17 @@ void DevicePlan::allocate() {
     if (const int fused = fused_[i]; fused >= 0) {
       // dC/ds overwrites dC/dz, and z overwrites s where h' is had from z.
       v.grad_of = fused;
-      if (!options_.gradients ||
+      if ((!options_.gradients && !options_.tangents) ||
           visit_op(graph_->stage(fused).op_id, graph_->stage(fused).params.data(),
                    [](auto h) { return decltype(h)::has_d1_from_z; })) {
         v.value_of = fused;
         continue;
       }
-    } else if (wants_grad_[i]) {
-      v.grad = DeviceBuffer(queue_, options_.count * v.d, storage_, "gradients of activations");
+    } else {
+      if (wants_grad_[i])
+        v.grad = DeviceBuffer(queue_, rows() * v.d, storage_, "gradients of activations");
+      if (options_.tangents)
+        v.tangent = DeviceArray<float>(queue_, rows() * v.d, "tangents of activations");
     }
     // A product that nobody but the caller reads is not rounded to half.
     if (reduced() && output && stages[i].kind == Kind::Linear && uses_[i] == 1) continue;
@@ -142,6 +166,20 @@ void DevicePlan::allocate() {
     chosen_ = DeviceArray<float>(queue_, n, "activations");
     chosen_grad_ = DeviceArray<float>(queue_, n, "gradients of activations");
   }
+  if (options_.repeats > 1) allocate_repeats();
+}
+
+void DevicePlan::allocate_repeats() {
+  Index most = 0, most_of_pairs = 0;
+  for (std::size_t i = 0; i < graph_->stages().size(); ++i) {
+    const Kind kind = graph_->stage(static_cast<int>(i)).kind;
+    if (kind == Kind::Pointwise || kind == Kind::Softmax || kind == Kind::LogSoftmax)
+      most = std::max(most, variables_[i].d);
+    if (kind == Kind::Mul || kind == Kind::Div)
+      most_of_pairs = std::max(most_of_pairs, variables_[i].d);
+  }
+  repeated_[0] = DeviceArray<float>(queue_, rows() * std::max(most, most_of_pairs), "activations");
+  repeated_[1] = DeviceArray<float>(queue_, rows() * most_of_pairs, "activations");
 }
 
 void DevicePlan::upload_structure() {
@@ -149,6 +187,7 @@ void DevicePlan::upload_structure() {
   masks_.resize(stages.size());
   stored_masks_.resize(stages.size());
   masked_.resize(stages.size());
+  masked_tangent_.resize(stages.size());
   edges_.resize(stages.size());
   const auto array = [&](const auto& values) {
     using Value = std::decay_t<decltype(values[0])>;
@@ -165,6 +204,8 @@ void DevicePlan::upload_structure() {
       stored_masks_[i] = DeviceBuffer(queue_, masks_[i].size(), storage_, "masked weights");
       queue_->convert(masks_[i].size(), masks_[i].data(), stored_masks_[i].values());
       masked_[i] = DeviceBuffer(queue_, masks_[i].size(), storage_, "masked weights");
+      if (options_.tangents)
+        masked_tangent_[i] = DeviceArray<float>(queue_, masks_[i].size(), "masked weights");
     }
     if (const auto& edges = stages[i].edges) {
       edges_[i] = std::make_unique<Edges>();

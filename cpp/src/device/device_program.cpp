@@ -5,15 +5,14 @@
 #include <stdexcept>
 #include <string>
 
+#include "parts.hpp"
+#include "recent.hpp"
+#include "stage_calls.hpp"
+
 namespace gradstack {
 namespace {
 
-constexpr double kChunkBytes = 1 << 28;  // activations of one plan when predicting
-constexpr std::size_t kKept = 4;         // plans
-constexpr Index kUpload = 1 << 22;       // values converted at a time
-constexpr int kCotangentExponent = 10;   // fp16 ends at 2^16
-
-std::size_t bytes_of(Index n) { return static_cast<std::size_t>(n) * sizeof(float); }
+constexpr int kCotangentExponent = 10;  // fp16 ends at 2^16
 
 const TableCost<float>& table_cost(const Cost<float>& cost) {
   const auto* table = dynamic_cast<const TableCost<float>*>(&cost);
@@ -22,93 +21,32 @@ const TableCost<float>& table_cost(const Cost<float>& cost) {
 }
 
 // False: some are not finite.
-bool scale_all(float* values, Index n, float factor) {
+bool scale_all(std::vector<float>& values, float factor) {
   bool finite = true;
-  for (Index i = 0; i < n; ++i) {
-    values[i] *= factor;
-    finite &= std::isfinite(values[i]);
+  for (float& value : values) {
+    value *= factor;
+    finite &= std::isfinite(value);
   }
   return finite;
 }
 
-// Moves the entry that `fits` to the front, or puts a new one there.
-template <class Entry, class Fits, class Make>
-Entry& recent(std::list<std::unique_ptr<Entry>>& kept, Fits&& fits, Make&& make) {
-  const auto found =
-      std::find_if(kept.begin(), kept.end(), [&](const auto& entry) { return fits(*entry); });
-  if (found != kept.end()) {
-    kept.splice(kept.begin(), kept, found);
-  } else {
-    if (kept.size() == kKept) kept.pop_back();  // first, so that its memory can be used again
-    try {
-      kept.push_front(make());
-    } catch (const DeviceOutOfMemory&) {
-      if (kept.empty()) throw;
-      kept.clear();
-      kept.push_front(make());
-    }
-  }
-  return *kept.front();
+// From and to the caller's memory, wherever it is.
+std::vector<float> taken(DeviceQueue& queue, const float* from, Index n) {
+  std::vector<float> values(static_cast<std::size_t>(n));
+  if (queue.on_device(from))
+    queue.to_host(values.data(), from, bytes_of(n));
+  else
+    std::copy_n(from, n, values.data());
+  return values;
+}
+void give(DeviceQueue& queue, const std::vector<float>& values, float* to) {
+  if (queue.on_device(to))
+    queue.to_device(to, values.data(), values.size() * sizeof(float));
+  else
+    std::copy(values.begin(), values.end(), to);
 }
 
 }  // namespace
-
-void upload_rows(DeviceQueue& queue, const Batch& batch, const RowSource& source, Index first,
-                 Index count, float* to) {
-  const Index cols = source.cols;
-  if (cols == 0) return;
-  const bool packed = is_native<float>(source) && !batch.index &&
-                      source.row_stride == cols * static_cast<Index>(sizeof(float));
-  if (packed) {
-    queue.to_device(to, source.data + batch.row(first) * source.row_stride, bytes_of(count * cols));
-    return;
-  }
-  const Index step = std::max(Index{1}, kUpload / cols);
-  std::vector<float> rows(static_cast<std::size_t>(std::min(step, count) * cols));
-  for (Index begin = 0; begin < count; begin += step) {
-    const Index n = std::min(step, count - begin);
-    for (Index i = 0; i < n; ++i)
-      gather_row(source, batch.row(first + begin + i), rows.data() + i * cols);
-    queue.to_device(to + begin * cols, rows.data(), bytes_of(n * cols));
-  }
-}
-
-DeviceBuffer reduced_copy(const std::shared_ptr<DeviceQueue>& queue, Index n,
-                          DevicePrecision precision) {
-  const DeviceType type = storage_of(precision);
-  return type == DeviceType::Float32 ? DeviceBuffer() : DeviceBuffer(queue, n, type, "parameters");
-}
-
-DeviceData::DeviceData(const std::shared_ptr<DeviceQueue>& queue, const Batch& data,
-                       TargetSpec target, bool check_finite)
-    : count(data.count) {
-  const auto check = [&](const RowSource& source) {
-    if (!check_finite) return;
-    if (const Index row = first_non_finite<float>(source, 0, count); row >= 0)
-      throw std::invalid_argument("X or y: row " + std::to_string(row) +
-                                  " holds NaN or infinity, expected finite values");
-  };
-  for (const RowSource& source : data.x) {
-    check(source);
-    cols.push_back(source.cols);
-    x.emplace_back(queue, count * source.cols, "the data set");
-    upload_rows(*queue, data, source, 0, count, x.back().data());
-  }
-  if (target.labels) {
-    std::vector<std::int64_t> values(static_cast<std::size_t>(count));
-    for (Index i = 0; i < count; ++i) values[static_cast<std::size_t>(i)] = label_at(data.y, i);
-    labels = DeviceArray<std::int64_t>(queue, count, "the labels");
-    labels.from_host(values.data(), count);
-  } else if (target.dy > 0) {
-    check(data.y);
-    y = DeviceArray<float>(queue, count * target.dy, "the targets");
-    upload_rows(*queue, data, data.y, 0, count, y.data());
-  }
-  if (data.weight.data) {
-    weight = DeviceArray<float>(queue, count, "the sample weights");
-    upload_rows(*queue, data, data.weight, 0, count, weight.data());
-  }
-}
 
 DeviceObjective::DeviceObjective(std::shared_ptr<const Graph> graph,
                                  std::shared_ptr<DeviceQueue> queue,
@@ -216,35 +154,44 @@ void DeviceObjective::evaluate(const DeviceRun& run, DeviceStep* at, double* res
   queue_->close_loss(at, plan_.count(), loss_.data(), weight_.data(), results, allow_non_finite);
 }
 
+void DeviceObjective::sample_costs(DeviceStep* at, double scale, const float* weight) {
+  queue_->open_step(at, plan_.count(), nullptr, nullptr, nullptr, scale);
+  DeviceCost call = call_;
+  call.at = at;
+  call.weight = weight;
+  queue_->cost(call);
+}
+
+void DeviceObjective::curvature(DeviceStep* at, double scale) {
+  queue_->open_step(at, plan_.count(), nullptr, nullptr, nullptr, scale);
+  const int output = plan_.graph().outputs()[0];
+  if (!plan_.moves(output)) return queue_->zero(call_.grad, bytes_of(plan_.count() * width_));
+  DeviceCost call = call_;
+  call.at = at;
+  call.v = plan_.tangent(output);
+  call.hv = call_.grad;
+  call.grad = nullptr;
+  queue_->cost(call);
+}
+
 DeviceLinearization::DeviceLinearization(std::shared_ptr<const Graph> graph,
                                          std::shared_ptr<DeviceQueue> queue, const float* w,
                                          const std::vector<RowSource>& x, Index count,
-                                         CallOptions options, DevicePrecision precision)
-    : queue_(std::move(queue)), graph_(std::move(graph)), precision_(precision) {
+                                         bool tangents, CallOptions options,
+                                         DevicePrecision precision)
+    : queue_(std::move(queue)),
+      graph_(std::move(graph)),
+      precision_(precision),
+      parameters_(graph_, queue_, precision) {
   const std::lock_guard<std::mutex> lock(queue_->mutex());
   plan_ = std::make_unique<DevicePlan>(graph_, queue_,
                                        DevicePlanOptions{.count = count,
                                                          .gradients = true,
                                                          .want_dx = true,
                                                          .precision = precision,
+                                                         .tangents = tangents,
                                                          .frozen = {}});
-  const DeviceLayout& layout = plan_->layout();
-  std::vector<float> padded(static_cast<std::size_t>(layout.size()));
-  layout.spread(*graph_, w, padded.data());
-  w_ = DeviceArray<float>(queue_, layout.size(), "parameters");
-  dw_ = DeviceArray<float>(queue_, layout.size(), "gradient");
-  at_ = DeviceArray<DeviceStep>(queue_, 1, "state of a run");
-  w_.from_host(padded.data(), w_.size());
-  copy_ = reduced_copy(queue_, layout.size(), precision);
-  if (copy_.values()) queue_->convert(layout.size(), w_.data(), copy_.values());
-  DeviceStep at;
-  at.step = options.step;
-  at_.from_host(&at, 1);
-  run_.w = w_.data();
-  run_.copy = copy_.values();
-  run_.train = options.train;
-  run_.seed = options.seed;
-  run_.at = at_.data();
+  run_ = parameters_.open(w, options);
   Batch batch;
   batch.x = x;
   batch.count = count;
@@ -267,33 +214,43 @@ void DeviceLinearization::vjp(const std::vector<const float*>& dys, const std::v
   if (precision_ != DevicePrecision::FP16) return pull(dys, dxs, dw);
   // Cotangents are scaled to where fp16 has room above and below; and down, while a result
   // overflows.
-  std::vector<std::vector<float>> scaled(dys.size());
-  std::vector<const float*> cotangents(dys.size(), nullptr);
-  const auto sizes = [&](const std::vector<int>& ids, std::size_t i) {
-    return static_cast<std::size_t>(count() * plan_->width(ids[i]));
+  const auto size = [&](const std::vector<int>& ids, std::size_t i) {
+    return count() * plan_->width(ids[i]);
   };
+  std::vector<std::vector<float>> given(dys.size()), scaled(dys.size()), results(dxs.size() + 1);
+  std::vector<const float*> from(dys.size(), nullptr);
+  std::vector<float*> to(dxs.size(), nullptr);
   float most = 0;
-  for (std::size_t i = 0; i < dys.size(); ++i)
-    for (std::size_t j = 0; dys[i] && j < sizes(graph().outputs(), i); ++j)
-      most = std::max(most, std::abs(dys[i][j]));  // NaN is left to the results
+  for (std::size_t i = 0; i < dys.size(); ++i) {
+    if (!dys[i]) continue;
+    given[i] = taken(*queue_, dys[i], size(graph().outputs(), i));
+    for (const float dy : given[i])
+      most = std::max(most, std::abs(dy));  // NaN shows in the results
+  }
+  for (std::size_t i = 0; i < dxs.size(); ++i) {
+    if (!dxs[i]) continue;
+    results[i].resize(static_cast<std::size_t>(size(graph().inputs(), i)));
+    to[i] = results[i].data();
+  }
+  if (dw) results.back().resize(static_cast<std::size_t>(graph().n_params()));
   int exponent = 0;
   std::frexp(most, &exponent);
   const double first = std::ldexp(1.0, std::clamp(kCotangentExponent - exponent, -96, 96));
   for (double scale = first;; scale /= 2) {
-    const auto times = static_cast<float>(scale), inverse = static_cast<float>(1 / scale);
     for (std::size_t i = 0; i < dys.size(); ++i) {
       if (!dys[i]) continue;
-      scaled[i].assign(dys[i], dys[i] + sizes(graph().outputs(), i));
-      for (float& value : scaled[i]) value *= times;
-      cotangents[i] = scaled[i].data();
+      scaled[i] = given[i];
+      scale_all(scaled[i], static_cast<float>(scale));
+      from[i] = scaled[i].data();
     }
-    pull(cotangents, dxs, dw);
-    bool finite = !dw || scale_all(dw, graph().n_params(), inverse);
-    for (std::size_t i = 0; i < dxs.size(); ++i)
-      if (dxs[i])
-        finite &= scale_all(dxs[i], static_cast<Index>(sizes(graph().inputs(), i)), inverse);
-    if (finite || scale <= first * kLeastLossScale || !std::isfinite(most)) return;
+    pull(from, to, dw ? results.back().data() : nullptr);
+    bool finite = true;
+    for (auto& result : results) finite &= scale_all(result, static_cast<float>(1 / scale));
+    if (finite || scale <= first * kLeastLossScale || !std::isfinite(most)) break;
   }
+  for (std::size_t i = 0; i < dxs.size(); ++i)
+    if (dxs[i]) give(*queue_, results[i], dxs[i]);
+  if (dw) give(*queue_, results.back(), dw);
 }
 
 void DeviceLinearization::pull(const std::vector<const float*>& dys, const std::vector<float*>& dxs,
@@ -317,16 +274,50 @@ void DeviceLinearization::pull(const std::vector<const float*>& dys, const std::
       queue_->columns({n, d, staging_.data(), d, grad, d, true});
     }
   }
-  run_.dw = dw ? dw_.data() : nullptr;
+  // What was lent is given back when it was read; results may be on their way.
+  const bool lent =
+      std::any_of(dys.begin(), dys.end(), [&](const float* dy) { return queue_->on_device(dy); });
+  const std::unique_ptr<DeviceFence> read = queue_->fence();
+  queue_->mark(*read, DeviceLine::Kernels);
+  run_.dw = dw ? parameters_.gradient() : nullptr;
   plan_->backward(run_);
   for (std::size_t i = 0; i < dxs.size(); ++i) {
     const int input = graph().inputs()[i];
     if (dxs[i]) queue_->to_host(dxs[i], plan_->grad(input), bytes_of(n * plan_->width(input)));
   }
-  if (!dw) return;
-  std::vector<float> padded(static_cast<std::size_t>(dw_.size()));
-  dw_.to_host(padded.data(), dw_.size());
-  plan_->layout().gather(graph(), padded.data(), dw);
+  if (dw) parameters_.read_gradient(dw);
+  if (lent) queue_->wait_for(*read);
+}
+
+void DeviceLinearization::jvp(const std::vector<const float*>& dxs, const float* dw,
+                              const std::vector<float*>& dys) {
+  const std::lock_guard<std::mutex> lock(queue_->mutex());
+  DeviceRun run = run_;
+  if (dw) run.tangent_w = parameters_.direction(dw);
+  push_rows(*queue_, *plan_, run, 0, dxs, dys);
+}
+
+void push_rows(DeviceQueue& queue, DevicePlan& plan, const DeviceRun& run, Index first,
+               const std::vector<const float*>& dxs, const std::vector<float*>& dys) {
+  const Graph& graph = plan.graph();
+  std::vector<char> moved;
+  for (std::size_t i = 0; i < dxs.size(); ++i) {
+    moved.push_back(dxs[i] != nullptr);
+    const int input = graph.inputs()[i];
+    const Index d = plan.width(input);
+    if (dxs[i])
+      queue.to_device(plan.tangent(input), dxs[i] + first * d, bytes_of(plan.count() * d));
+  }
+  plan.push(run, moved);
+  for (std::size_t i = 0; i < dys.size(); ++i) {
+    const int output = graph.outputs()[i];
+    const Index size = plan.count() * plan.width(output);
+    float* to = dys[i] + first * plan.width(output);
+    if (plan.moves(output))
+      queue.to_host(to, plan.tangent(output), bytes_of(size));
+    else
+      std::fill_n(to, size, 0.0F);
+  }
 }
 
 DeviceProgram::DeviceProgram(std::shared_ptr<const Graph> graph, std::shared_ptr<DeviceQueue> queue,
@@ -334,52 +325,26 @@ DeviceProgram::DeviceProgram(std::shared_ptr<const Graph> graph, std::shared_ptr
     : graph_(std::move(graph)),
       queue_(std::move(queue)),
       precision_(precision),
-      layout_(*graph_),
-      padded_(static_cast<std::size_t>(layout_.size())) {
+      parameters_(graph_, queue_, precision) {
   check_device_graph(*graph_, precision_);
   const std::lock_guard<std::mutex> lock(queue_->mutex());
-  w_ = DeviceArray<float>(queue_, layout_.size(), "parameters");
-  copy_ = reduced_copy(queue_, layout_.size(), precision_);
-  dw_ = DeviceArray<float>(queue_, layout_.size(), "gradient");
-  at_ = DeviceArray<DeviceStep>(queue_, 1, "state of a run");
   results_ = DeviceArray<double>(queue_, 2, "state of a run");
 }
 
-Index DeviceProgram::chunk(Index count) const {
-  Index features = 0;
-  for (const Stage& stage : graph_->stages()) features += size_of(stage.shape);
-  const double most =
-      kChunkBytes / sizeof(float) / static_cast<double>(std::max(features, Index{1}));
-  return std::min(count, std::max(Index{1024}, static_cast<Index>(most)));
-}
-
-void DeviceProgram::upload(const float* w) {
-  layout_.spread(*graph_, w, padded_.data());
-  w_.from_host(padded_.data(), w_.size());
-  if (copy_.values()) queue_->convert(layout_.size(), w_.data(), copy_.values());
-}
-
-DeviceRun DeviceProgram::open(const CallOptions& options, double loss_scale) {
-  DeviceStep at;
-  at.step = options.step;
-  at.loss.scale = loss_scale;
-  at_.from_host(&at, 1);
-  DeviceRun run;
-  run.w = w_.data();
-  run.copy = copy_.values();
-  run.train = options.train;
-  run.seed = options.seed;
-  run.at = at_.data();
-  return run;
-}
-
-DevicePlan& DeviceProgram::plan_for(Index count) {
+// Tangents are float32 in every precision.
+DevicePlan& DeviceProgram::plan_for(Index count, bool tangents) {
   return recent(
-      plans_, [&](const DevicePlan& plan) { return plan.count() == count; },
+      plans_,
+      [&](const DevicePlan& plan) {
+        return plan.count() == count && plan.options().tangents == tangents;
+      },
       [&] {
         return std::make_unique<DevicePlan>(
             graph_, queue_,
-            DevicePlanOptions{.count = count, .precision = precision_, .frozen = {}});
+            DevicePlanOptions{.count = count,
+                              .precision = tangents ? DevicePrecision::Float32 : precision_,
+                              .tangents = tangents,
+                              .frozen = {}});
       });
 }
 
@@ -403,25 +368,54 @@ void DeviceProgram::forward(const float* w, const std::vector<RowSource>& x, Ind
                             const std::vector<float*>& outs, CallOptions options) {
   if (count == 0) return;
   const std::lock_guard<std::mutex> lock(queue_->mutex());
-  upload(w);
-  DeviceRun run = open(options);
+  DeviceRun run = parameters_.open(w, options);
   Batch batch;
   batch.x = x;
   batch.count = count;
-  const Index most = chunk(count);
+  const bool lent = on_device(*queue_, batch);
+  const std::unique_ptr<DeviceFence> read = queue_->fence();
+  const Index most = std::min(count, rows_that_fit(*queue_, features(*graph_)));
   for (Index first = 0; first < count; first += most) {
     const Index n = std::min(most, count - first);
-    DevicePlan& plan = plan_for(n);
+    DevicePlan& plan = plan_for(n, false);
     run.first_sample = first;
     for (std::size_t i = 0; i < x.size(); ++i)
       upload_rows(*queue_, batch, x[i], first, n, plan.value(graph_->inputs()[i]));
     plan.take_inputs();
+    if (lent) queue_->mark(*read, DeviceLine::Kernels);
     plan.forward(run);
     for (std::size_t i = 0; i < outs.size(); ++i) {
       const int output = graph_->outputs()[i];
       const Index d = plan.width(output);
       queue_->to_host(outs[i] + first * d, plan.value(output), bytes_of(n * d));
     }
+  }
+  // Inputs that were lent are given back when they were read; results may be on their way.
+  if (lent) queue_->wait_for(*read);
+}
+
+void DeviceProgram::jvp(const float* w, const std::vector<RowSource>& x, Index count,
+                        const std::vector<const float*>& dxs, const float* dw,
+                        const std::vector<float*>& ys, const std::vector<float*>& dys) {
+  const std::lock_guard<std::mutex> lock(queue_->mutex());
+  DeviceRun run = parameters_.open(w, {});
+  if (dw) run.tangent_w = parameters_.direction(dw);
+  Batch batch;
+  batch.x = x;
+  batch.count = count;
+  const Index most = std::min(count, rows_that_fit(*queue_, 2 * features(*graph_)));
+  for (Index first = 0; first < count; first += most) {
+    const Index n = std::min(most, count - first);
+    DevicePlan& plan = plan_for(n, true);
+    for (std::size_t i = 0; i < x.size(); ++i)
+      upload_rows(*queue_, batch, x[i], first, n, plan.value(graph_->inputs()[i]));
+    plan.forward(run);
+    for (std::size_t i = 0; i < ys.size(); ++i) {
+      const int output = graph_->outputs()[i];
+      const Index d = plan.width(output);
+      queue_->to_host(ys[i] + first * d, plan.value(output), bytes_of(n * d));
+    }
+    push_rows(*queue_, plan, run, first, dxs, dys);
   }
 }
 
@@ -431,22 +425,24 @@ double DeviceProgram::value_and_grad(const float* w, const Batch& batch, TargetS
   const std::lock_guard<std::mutex> lock(queue_->mutex());
   DeviceObjective& objective =
       objective_for(batch.count, cost, target, batch.weight.data != nullptr, true);
-  upload(w);
   objective.load(batch, 0);
+  std::vector<float> gradient(
+      precision_ == DevicePrecision::FP16 ? static_cast<std::size_t>(graph_->n_params()) : 0);
   // The scale that training would settle at.
   for (double scale = precision_ == DevicePrecision::FP16 ? kFirstLossScale : 1;; scale /= 2) {
-    DeviceRun run = open(options, scale);
-    run.dw = dw_.data();
-    objective.evaluate(run, at_.data(), results_.data(), true, true);
+    DeviceRun run = parameters_.open(w, options, scale);
+    run.dw = parameters_.gradient();
+    objective.evaluate(run, parameters_.at(), results_.data(), true, true);
     objective.backward(run);
-    dw_.to_host(padded_.data(), dw_.size());
-    layout_.gather(*graph_, padded_.data(), dw);
+    parameters_.read_gradient(gradient.empty() ? dw : gradient.data());
     double results[2];
     results_.to_host(results, 2);
-    if (precision_ != DevicePrecision::FP16 ||
-        scale_all(dw, graph_->n_params(), static_cast<float>(1 / scale)) ||
-        scale <= kLeastLossScale || !std::isfinite(results[0]))
+    if (gradient.empty()) return results[0];
+    if (scale_all(gradient, static_cast<float>(1 / scale)) || scale <= kLeastLossScale ||
+        !std::isfinite(results[0])) {
+      give(*queue_, gradient, dw);
       return results[0];
+    }
   }
 }
 
@@ -454,10 +450,9 @@ double DeviceProgram::evaluate(const float* w, const Batch& data, TargetSpec tar
                                std::shared_ptr<const Cost<float>> cost, CallOptions options) {
   const std::lock_guard<std::mutex> lock(queue_->mutex());
   const bool nearest = graph_->stage(graph_->outputs()[0]).kind == Kind::Nearest;
-  const Index most = chunk(data.count);
+  const Index most = rows_that_fit(*queue_, features(*graph_));
   double sum = 0, weight = 0, sum_factor = 1;
-  upload(w);
-  DeviceRun run = open(options);
+  DeviceRun run = parameters_.open(w, options);
   for (Index first = 0; first < data.count; first += most) {
     const Index n = std::min(most, data.count - first);
     // A Nearest output needs its chosen prototype, which only plans with gradients keep.
@@ -465,7 +460,7 @@ double DeviceProgram::evaluate(const float* w, const Batch& data, TargetSpec tar
         objective_for(n, cost, target, data.weight.data != nullptr, nearest);
     run.first_sample = first;
     objective.load(data, first);
-    objective.evaluate(run, at_.data(), results_.data(), false, true);
+    objective.evaluate(run, parameters_.at(), results_.data(), false, true);
     double results[2];
     results_.to_host(results, 2);
     sum += results[0];

@@ -4,31 +4,9 @@
 
 #include "gradstack/device_plan.hpp"
 #include "gradstack/random.hpp"
+#include "stage_calls.hpp"
 
 namespace gradstack {
-namespace {
-
-DeviceOp op_of(const Stage& stage) {
-  DeviceOp op;
-  op.id = stage.op_id;
-  std::copy_n(stage.params.begin(), std::min<std::size_t>(stage.params.size(), kMaxOpParams), op.p);
-  return op;
-}
-
-DeviceBinary binary_of(Kind kind) {
-  switch (kind) {
-    case Kind::Add:
-      return DeviceBinary::Add;
-    case Kind::Sub:
-      return DeviceBinary::Sub;
-    case Kind::Mul:
-      return DeviceBinary::Mul;
-    default:
-      return DeviceBinary::Div;
-  }
-}
-
-}  // namespace
 
 // A parameter as values of that type.
 DeviceIn DevicePlan::parameter(int id, DeviceType type, const DeviceRun& run) const {
@@ -128,7 +106,7 @@ void DevicePlan::forward_stage(int id, const DeviceRun& run) {
     case Kind::LogSoftmax:
       return queue_->softmax(n, width(id), x, z, stage.kind == Kind::LogSoftmax);
     case Kind::Dropout:
-      return dropout(id, run, x, z, false);
+      return dropout(id, run, n, x, z, false);
     case Kind::Nearest: {
       const Parameter& w = graph_->parameter(stage.weight_id);
       return queue_->nearest(n, w.shape[0], w.shape[1], run.w + layout_.offset(stage.weight_id),
@@ -139,12 +117,13 @@ void DevicePlan::forward_stage(int id, const DeviceRun& run) {
   }
 }
 
-void DevicePlan::dropout(int id, const DeviceRun& run, DeviceIn from, DeviceOut to,
+void DevicePlan::dropout(int id, const DeviceRun& run, Index n, DeviceIn from, DeviceOut to,
                          bool accumulate) {
   const Stage& stage = graph_->stage(id);
   const Index d = width(id);
-  if (!run.train) return queue_->columns({options_.count, d, from, d, to, d, accumulate});
-  queue_->dropout({.rows = options_.count,
+  // Only directions at once have more rows than there are samples; they belong to evaluation.
+  if (!run.train) return queue_->columns({n, d, from, d, to, d, accumulate});
+  queue_->dropout({.rows = n,
                    .d = d,
                    .at = run.at,
                    .seed = run.seed,
@@ -180,14 +159,14 @@ void DevicePlan::backward(const DeviceRun& run) {
   // The first to write a gradient overwrites, the others add. Outputs are written first, by the
   // cost.
   written_.assign(graph_->stages().size(), 0);
-  parameter_written_.assign(graph_->parameters().size(), 0);
-  for (int output : graph_->outputs()) {
-    if (char& written = written_[index(base_[index(output)])]; !written) {
-      if (reduced())
-        queue_->convert(options_.count * width(output), grad(output),
-                        grad_of(base_[index(output)]));
-      written = 1;
-    }
+  parameter_written_.assign(graph_->parameters().size(), run.accumulate ? 1 : 0);
+  for (std::size_t i = 0; i < graph_->outputs().size(); ++i) {
+    const int output = graph_->outputs()[i];
+    char& written = written_[index(base_[index(output)])];
+    if (written || (options_.output >= 0 && options_.output != static_cast<int>(i))) continue;
+    if (reduced())
+      queue_->convert(rows() * width(output), grad(output), grad_of(base_[index(output)]));
+    written = 1;
   }
   for (std::size_t i = graph_->stages().size(); i-- > 0;)
     if (!fused_away_[i]) backward_stage(static_cast<int>(i), run);
@@ -196,12 +175,21 @@ void DevicePlan::backward(const DeviceRun& run) {
     queue_->convert(options_.count * width(input), grad_of(base_[index(input)]), grad(input));
 }
 
+DeviceIn DevicePlan::repeated(int stage, std::size_t place) {
+  if (options_.repeats == 1) return stored(stage);
+  const Index d = width(stage);
+  float* to = repeated_[place].data();
+  queue_->columns({rows(), d, value(stage), d, to, d, false, options_.repeats});
+  return DeviceOut(to);
+}
+
 void DevicePlan::backward_stage(int id, const DeviceRun& run) {
   const Stage& stage = graph_->stage(id);
   if (stage.kind == Kind::Input || stage.kind == Kind::Reshape) return;
   const DeviceIn dz = grad_of(base_[index(id)]);
-  if (!dz && stage.kind != Kind::Nearest) return;
-  const Index n = options_.count;
+  const int out = fused_[index(id)] < 0 ? id : fused_[index(id)];
+  if ((!dz || !reached(out)) && stage.kind != Kind::Nearest) return;
+  const Index n = rows();
   bool accumulate = false;
   switch (stage.kind) {
     case Kind::Linear:
@@ -234,24 +222,22 @@ void DevicePlan::backward_stage(int id, const DeviceRun& run) {
   const DeviceOut dx = input_grad(id, 0, &accumulate);
   if (!dx) return;
   if (stage.kind == Kind::Pointwise)
-    queue_->backward(op_of(stage), n * width(id), stored(stage.in[0]), stored(id), dz, dx,
-                     accumulate);
+    queue_->backward(op_of(stage), n * width(id), repeated(stage.in[0], 0), {}, dz, dx, accumulate);
   else if (stage.kind == Kind::Dropout)
-    dropout(id, run, dz, dx, accumulate);
+    dropout(id, run, n, dz, dx, accumulate);
   else
-    queue_->softmax_backward(n, width(id), stored(id), dz, dx, stage.kind == Kind::LogSoftmax,
+    queue_->softmax_backward(n, width(id), repeated(id, 0), dz, dx, stage.kind == Kind::LogSoftmax,
                              accumulate);
 }
 
 void DevicePlan::backward_linear(int id, const DeviceRun& run) {
   const Stage& stage = graph_->stage(id);
   const Parameter& w = graph_->parameter(stage.weight_id);
-  const Index n = options_.count, out = w.shape[0], in = w.shape[1];
+  const Index n = rows(), out = w.shape[0], in = w.shape[1];
   const DeviceOut ds = grad_of(id);
   if (const int fused = fused_[index(id)]; fused >= 0) {
-    const DeviceIn s = stored(id), z = stored(fused);
-    queue_->backward(op_of(graph_->stage(fused)), n * out, s.data != z.data ? s : DeviceIn(), z, ds,
-                     ds, false);
+    through_fused(id, ds);
+    written_[index(id)] = 1;
   }
   bool add_w = false, add_b = false, add_x = false;
   float* dw = parameter_grad(stage.weight_id, run, &add_w);
@@ -285,10 +271,19 @@ void DevicePlan::backward_linear(int id, const DeviceRun& run) {
   }
 }
 
+// In place: a gradient or a perturbation times h'(s) of the pointwise block fused into a Linear.
+void DevicePlan::through_fused(int id, DeviceOut d) {
+  const int fused = fused_[index(id)];
+  const bool kept = stored(id).data != stored(fused).data;
+  queue_->backward(op_of(graph_->stage(fused)), rows() * width(id),
+                   kept ? repeated(id, 0) : DeviceIn(), kept ? DeviceIn() : repeated(fused, 0), d,
+                   d, false);
+}
+
 void DevicePlan::backward_sparse(int id, const DeviceRun& run) {
   const Stage& stage = graph_->stage(id);
   const Edges& edges = *edges_[index(id)];
-  const Index n = options_.count, out = width(id), in = width(stage.in[0]);
+  const Index n = rows(), out = width(id), in = width(stage.in[0]);
   const DeviceIn dy = grad_of(id);
   bool accumulate = false;
   if (float* dw = parameter_grad(stage.weight_id, run, &accumulate))
@@ -319,18 +314,20 @@ void DevicePlan::backward_sparse(int id, const DeviceRun& run) {
 
 void DevicePlan::backward_binary(int id) {
   const Stage& stage = graph_->stage(id);
+  const bool reads = stage.kind == Kind::Mul || stage.kind == Kind::Div;
+  const DeviceIn a = reads ? repeated(stage.in[0], 0) : DeviceIn();
+  const DeviceIn b = reads ? repeated(stage.in[1], 1) : DeviceIn();
   for (std::size_t k = 0; k < 2; ++k) {
     bool accumulate = false;
     if (const DeviceOut to = input_grad(id, k, &accumulate))
-      queue_->binary_backward(binary_of(stage.kind), k == 0, options_.count * width(id),
-                              stored(stage.in[0]), stored(stage.in[1]), grad_of(id), to,
-                              accumulate);
+      queue_->binary_backward(binary_of(stage.kind), k == 0, rows() * width(id), a, b, grad_of(id),
+                              to, accumulate);
   }
 }
 
 void DevicePlan::backward_columns(int id) {
   const Stage& stage = graph_->stage(id);
-  const Index n = options_.count, d = width(id);
+  const Index n = rows(), d = width(id);
   Index from = 0;
   for (std::size_t k = 0; k < stage.in.size(); ++k) {
     const Index in = width(stage.in[k]);

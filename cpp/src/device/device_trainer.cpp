@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdlib>
 #include <string>
 
 #include "gradstack/random.hpp"
@@ -14,6 +15,8 @@ namespace {
 constexpr Index kMostSteps = 4096;  // between two looks of the host
 constexpr Index kPollSteps = 32;
 constexpr std::size_t kKeptSteps = 4;
+constexpr double kMargin = 1.0 / 16;     // of the device's memory, left free
+constexpr double kChunkBytes = 1 << 26;  // of a data set that does not fit
 
 std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 
@@ -157,7 +160,7 @@ DeviceTrainer::Step& DeviceTrainer::step_for(Index count, bool resident, TargetS
 
 void DeviceTrainer::queue_step(Step& step) {
   if (step.resident)
-    step.objective->gather(*data_, order_.empty() ? nullptr : device_order_.data(), at_.data());
+    step.objective->gather(stream_ ? stream_->ring() : *data_, device_order_.data(), at_.data());
   step.objective->evaluate(step.run, at_.data(), results_.data(), true, step.allow_non_finite);
   step.objective->backward(step.run);
   DeviceUpdate u;
@@ -182,7 +185,7 @@ void DeviceTrainer::queue_step(Step& step) {
 // must not happen while recording.
 void DeviceTrainer::make(Step& step) {
   if (step.recording) return queue_->replay(*step.recording);
-  if (!step.warm) {
+  if (!step.warm || !queue_->records()) {
     queue_step(step);
     step.warm = true;
     return;
@@ -237,6 +240,8 @@ void DeviceTrainer::begin(float* w, const Batch& data, TargetSpec target,
   host_w_ = nullptr;
   steps_.clear();
   data_.reset();  // first, so that its memory can be used again
+  stream_.reset();
+  device_order_ = {};
   Batch rows = data;
   rows.index = nullptr;
   rows.first = 0;
@@ -244,80 +249,118 @@ void DeviceTrainer::begin(float* w, const Batch& data, TargetSpec target,
   if (options_.batch_size <= 0 || options_.batch_size > data.count)
     options_.batch_size = data.count;
   target_ = target;
-  data_ = std::make_unique<DeviceData>(queue_, rows, target, options.check_finite);
+  count_ = data.count;
+  weighted_ = data.weight.data != nullptr;
   position = Position{};
   order_epoch_ = next_epoch_ = -1;
   order_.resize(options_.shuffle && options_.batch_size < data.count ? at(data.count) : 0);
   next_order_.resize(order_.size());
-  device_order_ =
-      DeviceArray<Index>(queue_, static_cast<Index>(order_.size()), "the order of the samples");
+  if (const std::size_t chunk = chunk_bytes(rows)) {
+    stream_ = std::make_unique<DeviceStream>(queue_, std::move(rows), target, options_.batch_size,
+                                             chunk, options.threads, options.check_finite);
+  } else {
+    data_ = std::make_unique<DeviceData>(queue_, rows, target, options.check_finite);
+    if (!order_.empty())
+      device_order_ = DeviceArray<Index>(queue_, data.count, "the order of the samples");
+  }
   host_w_ = w;
 }
 
 Index DeviceTrainer::steps_per_epoch() const {
-  return data_ ? (data_->count + options_.batch_size - 1) / options_.batch_size : 0;
+  return count_ > 0 ? (count_ + options_.batch_size - 1) / options_.batch_size : 0;
 }
 
-// A full batch needs no order.
+// Bytes of a chunk, if the data set has to come in chunks; 0: it stays on the device.
+std::size_t DeviceTrainer::chunk_bytes(const Batch& data) const {
+  if (on_device(*queue_, data)) return 0;
+  if (const char* forced = std::getenv("GRADSTACK_STREAM_BYTES"))
+    return std::max(std::strtoull(forced, nullptr, 10), 1ULL);
+  const auto count = static_cast<double>(data.count);
+  const DeviceMemory memory = queue_->memory();
+  // Values and gradients of two sizes of batch, and a margin for what libraries ask for.
+  Index features = 0;
+  for (const Stage& stage : graph_->stages()) features += size_of(stage.shape);
+  const double batch = static_cast<double>(options_.batch_size);
+  const double left = static_cast<double>(memory.free) -
+                      kMargin * static_cast<double>(memory.total) -
+                      4.0 * sizeof(float) * batch * static_cast<double>(features);
+  const double order = order_.empty() ? 0.0 : sizeof(Index);
+  if (count * (static_cast<double>(bytes_per_sample(data, target_)) + order) <= left) return 0;
+  return static_cast<std::size_t>(std::clamp(left / 4, 1.0, kChunkBytes));
+}
+
+// The order of an epoch, this one's or the next one's; a full batch needs none.
+const Index* DeviceTrainer::order_of(std::int64_t epoch) {
+  if (order_.empty()) return nullptr;
+  if (epoch == order_epoch_) return order_.data();
+  if (epoch != next_epoch_)
+    permutation(options_.seed, static_cast<std::uint64_t>(epoch), count_, next_order_.data());
+  next_epoch_ = epoch;
+  return next_order_.data();
+}
+
 void DeviceTrainer::upload_order(std::int64_t epoch) {
   if (order_.empty() || order_epoch_ == epoch) return;
-  if (next_epoch_ == epoch)
-    order_.swap(next_order_);
-  else
-    permutation(options_.seed, static_cast<std::uint64_t>(epoch), data_->count, order_.data());
+  order_of(epoch);
+  order_.swap(next_order_);
   next_epoch_ = -1;
   order_epoch_ = epoch;
-  device_order_.from_host(order_.data(), static_cast<Index>(order_.size()));
+  if (data_) device_order_.from_host(order_.data(), count_);
 }
 
-// Up to n steps of the current epoch; the constants of the first are those of index 0.
-DeviceTrainer::Made DeviceTrainer::make_steps(Index n, const std::function<bool()>& interrupted) {
+// Up to n steps of the current epoch, which `more` follow in this run; the constants of the first
+// are those of index 0.
+DeviceTrainer::Made DeviceTrainer::make_steps(Index n, Index more,
+                                              const std::function<bool()>& interrupted) {
   upload_order(position.epoch);
+  Made made;
+  auto polled = std::chrono::steady_clock::now();
+  const auto stopped = [&] {
+    const auto time = std::chrono::steady_clock::now();
+    if (!made.stopped && time - polled >= std::chrono::milliseconds(50)) {
+      polled = time;
+      made.stopped = interrupted && interrupted();
+    }
+    return made.stopped;
+  };
   DeviceStep now;
   now.step = position.step;
   now.first = position.step_in_epoch * options_.batch_size;
   now.loss = loss_scale_;
+  if (stream_) {
+    now.first = stream_->ring_row(position.epoch, position.step_in_epoch);
+    now.wrap = stream_->ring_rows();
+  }
   at_.from_host(&now, 1);
-  const bool weighted = data_->weight.data() != nullptr;
-  auto polled = std::chrono::steady_clock::now();
-  Made made;
-  Index queued = 0;
-  for (; queued < n && !made.stopped; ++queued) {
-    const Index first = now.first + queued * options_.batch_size;
-    make(step_for(std::min(options_.batch_size, data_->count - first), true, target_, weighted,
-                  true, options_.seed, options_.allow_non_finite));
-    if (queued % kPollSteps) continue;
-    const auto time = std::chrono::steady_clock::now();
-    if (time - polled < std::chrono::milliseconds(50)) continue;
-    polled = time;
-    made.stopped = interrupted && interrupted();
+  for (Index queued = 0; queued < n && !made.stopped; ++queued) {
+    const Index step = position.step_in_epoch + queued;
+    if (stream_) {
+      const DeviceStream::Prepared prepared = stream_->prepare(
+          position.epoch, step, n - 1 - queued + more,
+          [this](std::int64_t epoch) { return order_of(epoch); }, stopped);
+      made.bad_row = prepared.bad_row;
+      if (made.bad_row >= 0 || prepared.stopped) break;
+    }
+    const Index first = step * options_.batch_size;
+    make(step_for(std::min(options_.batch_size, count_ - first), true, target_, weighted_, true,
+                  options_.seed, options_.allow_non_finite));
+    if (queued % kPollSteps == 0) stopped();
   }
-  if (!order_.empty() && next_epoch_ != position.epoch + 1) {  // while the device works
-    permutation(options_.seed, static_cast<std::uint64_t>(position.epoch + 1), data_->count,
-                next_order_.data());
-    next_epoch_ = position.epoch + 1;
-  }
+  order_of(position.epoch + 1);  // drawn while the device works
   now = look();
   made.steps = now.index;
   made.updates = now.updates;
   made.failed = now.failed != 0;
+  if (made.failed) made.bad_row = -1;  // which comes later
   if (!made.stopped) made.stopped = interrupted && interrupted();
   return made;
 }
 
 void DeviceTrainer::account(const double* results, Index n, std::vector<double>& finished) {
-  const bool mean = cost_->reduction() == Reduction::Mean;
   for (Index i = 0; i < n; ++i) {
-    const double loss = results[2 * i], weight = results[2 * i + 1];
-    last_loss = loss;
-    position.loss_sum += mean ? loss * weight : loss;
-    position.weight_sum += weight;
-    ++position.step;
-    if (++position.step_in_epoch < steps_per_epoch()) continue;
-    finished.push_back(position.loss_sum / position.weight_sum);
-    ++position.epoch;
-    position.step_in_epoch = 0;
-    position.loss_sum = position.weight_sum = 0;
+    last_loss = results[2 * i];
+    position.close_step(last_loss, results[2 * i + 1], cost_->reduction(), steps_per_epoch(),
+                        finished);
   }
 }
 
@@ -338,11 +381,12 @@ std::vector<double> DeviceTrainer::run(const double* lrs, Index n,
   try {
     upload(host_w_);
     std::vector<double> results;
-    for (Index done = 0; done < n && !made.failed && !made.stopped; done += made.steps) {
+    const auto given_up = [&] { return made.failed || made.stopped || made.bad_row >= 0; };
+    for (Index done = 0; done < n && !given_up(); done += made.steps) {
       const Index left = std::min(n - done, steps_per_epoch() - position.step_in_epoch);
       const Index wanted = std::min(left, kMostSteps);
       upload_constants(lrs + updates, wanted);  // a skipped step leaves its learning rate
-      made = make_steps(wanted, interrupted);
+      made = make_steps(wanted, n - done - wanted, interrupted);
       results.resize(at(2 * (made.steps + made.failed)));
       results_.to_host(results.data(), static_cast<Index>(results.size()));
       rewind(made.updates);
@@ -359,9 +403,13 @@ std::vector<double> DeviceTrainer::run(const double* lrs, Index n,
     loss_scale_ = loss_scale_before;
     optimizer_->steps = t_before;
     optimizer_->scalars() = scalars_before;
-    order_epoch_ = -1;
+    order_epoch_ = next_epoch_ = -1;
+    if (stream_) stream_->forget();
     throw;
   }
+  if (made.bad_row >= 0)
+    throw std::invalid_argument("X or y: row " + std::to_string(made.bad_row) +
+                                " holds NaN or infinity, expected finite values");
   if (made.failed)
     throw NonFiniteLoss(what_failed(failed_loss) + " at epoch " + std::to_string(position.epoch) +
                         ", step " + std::to_string(position.step_in_epoch) + " (step " +

@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gradstack._calculus._point import check_out, keep, point, refuse_discrete, threads_of
+from gradstack import _core
+from gradstack._calculus._point import (
+    check_out,
+    device_for,
+    keep,
+    point,
+    refuse_discrete,
+    threads_of,
+)
 from gradstack._compiled import Compiled, core_for
 from gradstack.nn.module import Module
 
@@ -85,6 +93,7 @@ def jacobian(
     refuse_discrete(net, compiled)
     variables = _variables(net, compiled, wrt)
     threads = threads_of(num_threads)
+    device = device_for(net, inputs)
     lead = () if inputs.single else (inputs.count,)
     results = []
     one = variables.single and compiled.single_output
@@ -99,29 +108,32 @@ def jacobian(
             if inputs.count == 0:
                 row.append(np.empty(shape, inputs.dtype) if out is None else out)
                 continue
-            core = _core(compiled, inputs.dtype, variable, i)
+            core = _jacobian(compiled, inputs.dtype, variable, i, device)
             to = None if out is None else out.reshape(inputs.count, rows, variable.size)
             made = core.evaluate(vector, inputs.xs, to, threads)
             row.append(made.reshape(shape) if out is None else out)
         results.append(row[0] if variables.single else tuple(row))
     settled = one and w is None and inputs.count and len(inputs.xs) == 1 and net.w.size
     if settled and net._device == "cpu":
-        core = _core(compiled, inputs.dtype, variables.members[0], 0)
+        core = _jacobian(compiled, inputs.dtype, variables.members[0], 0)
         net.__dict__["_short_jacobian"] = (wrt, core.short_call(net.w))
     return results[0] if compiled.single_output else tuple(results)
 
 
-def _core(compiled: Compiled, dtype: np.dtype[Any], variable: Variable, output: int) -> Any:
-    return keep(
-        compiled,
-        ("jacobian", dtype, variable.key, output),
-        lambda: core_for(dtype).Jacobian(compiled.graph, variable.key, output),
-    )
+def _jacobian(
+    compiled: Compiled, dtype: np.dtype[Any], variable: Variable, output: int, device: Any = None
+) -> Any:
+    def make() -> Any:
+        if device is not None:
+            return _core.device.DeviceJacobian(compiled.graph, device, variable.key, output)
+        return core_for(dtype).Jacobian(compiled.graph, variable.key, output)
+
+    return keep(compiled, ("jacobian", dtype, variable.key, output, device), make)
 
 
 def parameter_jacobian(compiled: Compiled, dtype: np.dtype[Any]) -> Any:
     """The core's Jacobian of the first output with respect to w."""
-    return _core(compiled, dtype, Variable("w", compiled.graph.n_params), 0)
+    return _jacobian(compiled, dtype, Variable("w", compiled.graph.n_params), 0)
 
 
 def _variables(net: Module, compiled: Compiled, wrt: Any) -> Variables:

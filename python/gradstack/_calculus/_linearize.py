@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from gradstack._arrays import as_vector
 from gradstack._calculus._point import point
-from gradstack._compiled import Inputs, run_options
+from gradstack._compiled import Inputs, program_for, run_options
 from gradstack.functional import Pullback
 from gradstack.nn.module import Module
 
@@ -79,5 +79,6 @@ def linearize(net: Module, x: Any, w: Any = None) -> tuple[Any, Linearized]:
     if inputs.count == 0:
         ys = [np.empty((0, n), inputs.dtype) for n in _out_sizes(inputs)]
         return inputs.outputs(ys), Linearized(inputs, None, vector.size)
-    at = inputs.program.linearize(vector, inputs.xs, **run_options(net, inputs.compiled))
+    program = program_for(net, inputs)
+    at = program.linearize(vector, inputs.xs, **run_options(net, inputs.compiled))
     return inputs.outputs(at.outputs), Linearized(inputs, at, vector.size)

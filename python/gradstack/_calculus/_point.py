@@ -9,8 +9,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
+from gradstack import _core
 from gradstack._arrays import as_count
 from gradstack._compiled import Compiled, Inputs, core_for, parameters_for, read, split_inputs
+from gradstack._device import open_device, require_float32
 from gradstack.functional import read_target, require_cost, require_net
 from gradstack.nn.cost import Cost, TableCost, read_sample_weight
 from gradstack.nn.module import Module
@@ -48,23 +50,39 @@ class CostPoint(NamedTuple):
     target: Array | None
     weight: Array | None
     cost: Cost
+    device: Any  # see `device_for`
 
     def core(self, kind: str) -> Any:
         """The core's object for this net and cost, see `cost_core`."""
-        return cost_core(self.inputs.compiled, self.cost, kind, self.inputs.dtype)
+        return cost_core(self.inputs.compiled, self.cost, kind, self.inputs.dtype, self.device)
 
 
-def cost_core(compiled: Compiled, cost: Cost, kind: str, dtype: np.dtype[Any]) -> Any:
+def device_for(net: Module, inputs: Inputs) -> Any:
+    """The device that computes the derivatives of `net`, None for the CPU."""
+    # Derivatives of the nearest neighbour's prototypes are the CPU's everywhere.
+    if net._device == "cpu" or any(inputs.compiled.discrete):
+        return None
+    require_float32(net._device, inputs.dtype, type(net).__name__)
+    return open_device(net._device)
+
+
+def cost_core(
+    compiled: Compiled, cost: Cost, kind: str, dtype: np.dtype[Any], device: Any = None
+) -> Any:
     """The core's ``PerSample`` ("per_sample") or ``Curvature`` ("hessian", "ggn")."""
     core, given = core_for(dtype), cost._core_cost(dtype)
 
     def make() -> Any:
+        if device is not None and kind == "per_sample":
+            return _core.device.DevicePerSample(compiled.graph, device, given)
+        if device is not None and kind == "ggn":
+            return _core.device.DeviceGaussNewton(compiled.graph, device, given)
         if kind == "per_sample":
             return core.PerSample(compiled.graph, given)
         return core.Curvature(compiled.graph, given, kind)
 
     # A cost written in Python reaches the core as a new object each time.
-    return keep(compiled, (kind, given), make) if isinstance(cost, TableCost) else make()
+    return keep(compiled, (kind, given, device), make) if isinstance(cost, TableCost) else make()
 
 
 def point(net: Module, x: Any, w: Any) -> Point:
@@ -81,7 +99,7 @@ def cost_point(
     inputs, vector = point(net, x, w)
     target = read_target(net, require_cost(cost), inputs, y)
     weight = read_sample_weight(sample_weight, inputs.count, inputs.dtype, cost.reduction)
-    return CostPoint(inputs, vector, target, weight, cost)
+    return CostPoint(inputs, vector, target, weight, cost, device_for(net, inputs))
 
 
 def require_samples(inputs: Inputs) -> None:

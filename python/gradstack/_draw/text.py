@@ -25,8 +25,6 @@ _CLASSES = {
 _WIDTHS = {character: width for width, text in _CLASSES.items() for character in text}
 _BOLD = 1.2  # bold is at most that much wider, on the average of a word
 
-ASCENT, DESCENT = 0.78, 0.24  # of a line around its baseline, in em
-
 
 def text_width(text: str, size: float, bold: bool = False) -> float:
     """Width in pixels of a line of text that is `size` pixels high."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradstack import _core
-from gradstack._arrays import as_dtype, as_real, cast, rows_of
+from gradstack._arrays import as_dtype, as_real, cast, on_host, rows_of
 from gradstack._compiled import core_for
 from gradstack._flat import FLOATS
 
@@ -152,13 +152,13 @@ class Cost:
             return None
         array = as_real(y, "y")
         if single:
-            array = array[None]
+            array = array.reshape(1, *array.shape)
         if self.target == "label" or (
             self.target is None and self._looks_like_labels(array, shape)
         ):
             return self._labels(array, count, None)
         if array.ndim == 1:
-            array = array[:, None]
+            array = array.reshape(len(array), 1)
         if len(array) != count:
             raise ValueError(f"y has {len(array)} samples, x has {count}")
         return rows_of(array)
@@ -169,6 +169,7 @@ class Cost:
 
     def _labels(self, y: Array, count: int, classes: int | None) -> Array:
         owner = type(self).__name__
+        y = on_host(y)
         if y.shape != (count,):
             raise ValueError(f"[{owner}] y has shape {y.shape}, expected class labels ({count},)")
         if y.dtype.kind == "f":
@@ -330,7 +331,7 @@ class TableCost(Cost):
             raise ValueError(f"[{owner}] takes no target, y must be None")
         array = as_real(y, "y")
         if single:
-            array = array[None]
+            array = array.reshape(1, *array.shape)
         if kind == "label" or (kind == "label_or_dense" and array.ndim <= 1):
             return self._labels(array, count, math.prod(shape))
         features = math.prod(shape)

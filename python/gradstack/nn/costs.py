@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gradstack._arrays import as_number
+from gradstack._arrays import as_number, on_host
 from gradstack.nn.cost import COSTS, Array, CostRow, TableCost
 
 __all__ = [
@@ -309,7 +309,7 @@ class _CategoricalCost(TableCost):
         self, y: Any, count: int, shape: tuple[int, ...], single: bool = False
     ) -> Array | None:
         """Check y against outputs of `shape`, and its actions against their number."""
-        rows = super().match_target(y, count, shape, single)
+        rows = super().match_target(on_host(y), count, shape, single)
         assert rows is not None
         action, n = rows[:, 0], math.prod(shape)
         valid = (action >= 0) & (action < n) & (action == np.rint(action))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABCMeta
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from gradstack import _compiled, _core, _flat
 from gradstack._arrays import as_real, as_shape, cast
-from gradstack._flat import Parameter, clock
+from gradstack._flat import clock
 from gradstack._trace import Tracer, find_var
 from gradstack.nn.state import LoadResult, load_state, state_slots
+from gradstack.nn.tree import ModuleTree
 
 Array = npt.NDArray[Any]
 M = TypeVar("M", bound="Module")
@@ -58,7 +59,7 @@ class _ModuleMeta(ABCMeta):
         clock.now += name == "__call__"
 
 
-class Module(_core.NetBase, metaclass=_ModuleMeta):
+class Module(ModuleTree, _core.NetBase, metaclass=_ModuleMeta):
     """Base class of all layers and nets.
 
     Submodules and parameters are registered by assigning them to attributes. A subclass defines
@@ -89,9 +90,6 @@ class Module(_core.NetBase, metaclass=_ModuleMeta):
     """
 
     training: bool
-    _parameters: dict[str, Parameter | None]
-    _modules: dict[str, Module | None]
-    _stamp: int
     _learned: tuple[tuple[int, ...], ...] | None
     _own: Array | None
     _w: Array | None
@@ -104,194 +102,6 @@ class Module(_core.NetBase, metaclass=_ModuleMeta):
         self.__dict__.update(
             _CACHES, training=False, _parameters={}, _modules={}, _stamp=0, _learned=None
         )
-
-    # Registration -----------------------------------------------------------------------------
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        state = self.__dict__
-        if "_modules" not in state:
-            if isinstance(value, (Module, Parameter)):
-                raise AttributeError(
-                    f"[{type(self).__name__}] call super().__init__() before assigning {name!r}"
-                )
-            object.__setattr__(self, name, value)
-            return
-        parameters, modules = state["_parameters"], state["_modules"]
-        if isinstance(value, Module):
-            # One that replaces another takes its place in the order, as in PyTorch.
-            if name not in modules:
-                self._forget(name)
-            modules[name] = value
-        elif isinstance(value, Parameter) and value._leaf:
-            if name not in parameters:
-                self._forget(name)
-            parameters[name] = value
-        elif name in parameters and value is not None:
-            self._assign(name, value)
-            return
-        elif name in parameters:
-            parameters[name] = None
-        elif name in modules:
-            if value is not None:
-                raise TypeError(
-                    f"[{type(self).__name__}] {name!r} is a module and cannot become "
-                    f"{type(value).__name__}; delete it first"
-                )
-            modules[name] = None
-        else:
-            object.__setattr__(self, name, value)
-        self._touch()
-
-    def __getattr__(self, name: str) -> Any:
-        for registry in ("_parameters", "_modules"):
-            slots = self.__dict__.get(registry)
-            if slots is not None and name in slots:
-                return slots[name]
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-
-    def __delattr__(self, name: str) -> None:
-        if name in self._parameters or name in self._modules:
-            self._forget(name)
-        else:
-            object.__delattr__(self, name)
-        self._touch()
-
-    def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *self._parameters, *self._modules})
-
-    def _forget(self, name: str) -> None:
-        self._parameters.pop(name, None)
-        self._modules.pop(name, None)
-        self.__dict__.pop(name, None)
-
-    def _touch(self) -> None:
-        """Note that this module changed: what was traced from it is checked before it is reused."""
-        self.__dict__["_stamp"] += 1
-        clock.now += 1
-
-    def _assign(self, name: str, value: Any) -> None:
-        """Copy values into a registered parameter."""
-        parameter = self._parameters[name]
-        if parameter is None:
-            raise ValueError(
-                f"[{type(self).__name__}] has no {name!r}; assign an nn.Parameter to add one"
-            )
-        array = cast(as_real(value, name), parameter.dtype, name)
-        if array.shape != parameter.shape:
-            raise ValueError(
-                f"[{type(self).__name__}] {name} has shape {array.shape}, expected "
-                f"{parameter.shape}"
-            )
-        parameter[...] = array
-
-    def register_parameter(self, name: str, param: Any) -> None:
-        """Register a parameter under `name` (None: an empty slot)."""
-        if param is None:
-            self._forget(name)
-            self._parameters[name] = None
-            self._touch()
-        elif isinstance(param, Parameter) and param._leaf:
-            setattr(self, name, param)
-        else:
-            raise TypeError(f"param must be an nn.Parameter, got {type(param).__name__}")
-
-    def add_module(self, name: Any, module: Any) -> None:
-        """Register a submodule under `name`."""
-        if module is not None and not isinstance(module, Module):
-            raise TypeError(f"module must be an nn.Module, got {type(module).__name__}")
-        if not isinstance(name, str) or not name or "." in name:
-            raise ValueError(f"name must be a non-empty string without dots, got {name!r}")
-        if name not in self._modules and hasattr(self, name):
-            raise KeyError(f"attribute {name!r} already exists")
-        self._modules[name] = module
-        self._touch()
-
-    register_module = add_module
-
-    # Traversal --------------------------------------------------------------------------------
-
-    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """Yield (path, module) for this module and all below it, each module once."""
-        seen: set[int] = set()
-        stack: list[tuple[str, Module]] = [(prefix, self)]
-        while stack:
-            path, module = stack.pop()
-            if id(module) in seen:
-                continue
-            seen.add(id(module))
-            yield path, module
-            dot = path + "." if path else ""
-            for name, child in reversed(module._modules.items()):
-                if child is not None:
-                    stack.append((dot + name, child))
-
-    def modules(self) -> Iterator[Module]:
-        """Yield this module and all below it, each once."""
-        return (module for _, module in self.named_modules())
-
-    def named_children(self) -> Iterator[tuple[str, Module]]:
-        """Yield (name, module) for the direct submodules, each module once."""
-        seen: set[int] = set()
-        for name, child in self._modules.items():
-            if child is not None and id(child) not in seen:
-                seen.add(id(child))
-                yield name, child
-
-    def children(self) -> Iterator[Module]:
-        """Yield the direct submodules, each once."""
-        return (child for _, child in self.named_children())
-
-    def named_parameters(
-        self, prefix: str = "", recurse: bool = True
-    ) -> Iterator[tuple[str, Parameter]]:
-        """Yield (name, array) in the order of ``net.w``; tied parameters once.
-
-        The arrays are views: writing to them changes the net.
-        """
-        self._bind()
-        for name, parameter in self._named_parameters():
-            if recurse or "." not in name:
-                yield f"{prefix}.{name}" if prefix else name, parameter
-
-    def _named_parameters(self) -> list[tuple[str, Parameter]]:
-        found: list[tuple[str, Parameter]] = []
-        seen: set[int] = set()
-        for path, module in self.named_modules():
-            for name, parameter in module._parameters.items():
-                if parameter is not None and id(parameter) not in seen:
-                    seen.add(id(parameter))
-                    found.append((f"{path}.{name}" if path else name, parameter))
-        return found
-
-    def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
-        """Yield the parameters in the order of ``net.w``; tied ones once."""
-        return (parameter for _, parameter in self.named_parameters(recurse=recurse))
-
-    def get_submodule(self, target: str) -> Module:
-        """The module at a dotted path; ``""`` is this module."""
-        module: Module = self
-        for name in target.split(".") if target else ():
-            child = module._modules.get(name)
-            if child is None:
-                raise AttributeError(f"{type(module).__name__!r} has no submodule {name!r}")
-            module = child
-        return module
-
-    def get_parameter(self, target: str) -> Parameter:
-        """The parameter at a dotted path."""
-        path, _, name = target.rpartition(".")
-        module = self.get_submodule(path)
-        parameter = module._parameters.get(name)
-        if parameter is None:
-            raise AttributeError(f"{type(module).__name__!r} has no parameter {name!r}")
-        return parameter
-
-    def apply(self: M, fn: Callable[[Module], Any]) -> M:
-        """Call `fn` on every submodule, then on this module."""
-        for child in self.children():
-            child.apply(fn)
-        fn(self)
-        return self
 
     # The flat vector --------------------------------------------------------------------------
 
@@ -375,11 +185,11 @@ class Module(_core.NetBase, metaclass=_ModuleMeta):
         return self.requires_grad_(True)
 
     def to(self: M, device: str, precision: str = "float32") -> M:
-        """Choose where calls of this net, `vjp` and `value_and_grad` are computed.
+        """Choose where calls of this net and its first derivatives are computed.
 
-        The parameters stay in ``net.w``, in the host's memory, and go with every call. All other
-        derivatives are computed by the CPU, wherever the net is. Copies, and nets that were
-        pickled, are on the CPU.
+        The parameters stay in ``net.w``, in the host's memory, and go with every call. Second
+        derivatives (but for `ggnvp`) and `backprop` are computed by the CPU, wherever the net is.
+        Copies, and nets that were pickled, are on the CPU.
 
         Parameters
         ----------
@@ -492,7 +302,8 @@ class Module(_core.NetBase, metaclass=_ModuleMeta):
         Returns
         -------
         numpy.ndarray or tuple of them
-            Without a batch axis for a single sample.
+            Without a batch axis for a single sample. `DeviceArray` where an input lies on the
+            net's device.
         """
         # Calls like those before do not come here: see _offer_short_call.
         if (var := find_var(xs)) is None:
