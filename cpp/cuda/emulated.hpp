@@ -5,11 +5,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <condition_variable>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <mutex>
+#include <thread>
 #include <vector>
 
+#include "fused_queue.hpp"
 #include "kernel_queue.hpp"
 
 namespace gradstack::device {
@@ -60,6 +64,44 @@ struct HostLaunch {
       }
     });
   }
+
+  template <class Body> void tiles(const char*, int blocks, int shared, const Body& body) {
+    call([=, threads = warps_in_threads] {
+      const auto halves = static_cast<std::size_t>(shared) / sizeof(std::uint16_t);
+      for (int block = blocks; block-- > 0;) {
+        std::vector<std::uint16_t> memory(halves, 0xffff);  // NaN: what nobody wrote shows
+        if (threads)
+          run_threads(body, block, memory.data());
+        else
+          body(Block(block, memory.data()));
+      }
+    });
+  }
+
+  // Of the kernels with shared memory: so that a thread sanitizer sees where a barrier is missing.
+  bool warps_in_threads = false;
+
+ private:
+  template <class Body>
+  static void run_threads(const Body& body, int block, std::uint16_t* memory) {
+    std::mutex mutex;
+    std::condition_variable all_here;
+    int waiting = 0, round = 0;
+    const auto wait = [&] {
+      std::unique_lock<std::mutex> lock(mutex);
+      const int mine = round;
+      if (++waiting == kWarps) {
+        waiting = 0;
+        ++round;
+        all_here.notify_all();
+      }
+      all_here.wait(lock, [&] { return round != mine; });
+    };
+    std::vector<std::thread> warps;
+    for (int warp = 0; warp < kWarps; ++warp)
+      warps.emplace_back([&, warp] { body(Block(block, memory, warp, wait)); });
+    for (std::thread& warp : warps) warp.join();
+  }
 };
 
 class EmulatedQueue final : public KernelQueue<HostLaunch> {
@@ -72,6 +114,8 @@ class EmulatedQueue final : public KernelQueue<HostLaunch> {
     release(scratch_);
     release(factor_);
   }
+
+  void run_warps_in_threads() { launch_.warps_in_threads = true; }
 
   // So that tests see what a device without memory does; 0: no limit.
   std::size_t limit = 0;
