@@ -72,8 +72,9 @@ template <class Half, int kWidth> struct MlpKernel {
                                      chunk_cols(m.layer[l], 0));
     block.barrier();
   }
-  GS_TILE int samples_of(Index tile) const {
-    const Index left = m.count - tile * kMlpTile;
+  GS_TILE int tiles() const { return static_cast<int>((m.count + kMlpTile - 1) / kMlpTile); }
+  GS_TILE int samples_of(int tile) const {
+    const Index left = m.count - Index{kMlpTile} * tile;
     return static_cast<int>(left < kMlpTile ? left : kMlpTile);
   }
 };
@@ -87,15 +88,16 @@ template <class Half, int kWidth> struct MlpForward : MlpKernel<Half, kWidth> {
 
   GS_TILE void operator()(const Block& block) const {
     this->load_resident(block, 0);
-    const Index tiles = (m.count + kMlpTile - 1) / kMlpTile;
-    for (Index tile = block.index(); tile < tiles; tile += work.blocks)
+    const int tiles = this->tiles();
+    for (int tile = block.index(); tile < tiles; tile += work.blocks)
       for (int l = 0; l < m.layers; ++l) run_layer(block, tile, l);
   }
 
  private:
-  GS_TILE void run_layer(const Block& block, Index tile, int l) const {
+  GS_TILE void run_layer(const Block& block, int tile, int l) const {
     const DeviceMlpLayer& layer = m.layer[l];
     const SharedHalves z = block.shared(), w = this->weights(block, l);
+    const Index sample = Index{kMlpTile} * tile;
     const FloatRows x(m.x, m.layer[0].in);
     const int samples = this->samples_of(tile), pairs = static_cast<int>(mlp_pad(layer.out)) / 16;
     PerWarp<typename T::Sums> sums;
@@ -109,7 +111,7 @@ template <class Half, int kWidth> struct MlpForward : MlpKernel<Half, kWidth> {
       }
       block.each_warp([&](int warp) {
         if (l == 0) {
-          T::template load_input<Half>(z, warp, x, tile * kMlpTile, samples, first, cols);
+          T::template load_input<Half>(z, warp, x, sample, samples, first, cols);
           sync_warp();
         }
         T::template multiply<Half, false>(sums[warp], z, warp, w, cols / 16, pairs);
@@ -117,7 +119,7 @@ template <class Half, int kWidth> struct MlpForward : MlpKernel<Half, kWidth> {
       });
     }
     block.each_warp([&](int warp) {
-      close(sums[warp], z, warp, l, tile * kMlpTile, samples);
+      close(sums[warp], z, warp, l, sample, samples);
       sync_warp();
     });
   }
@@ -168,18 +170,16 @@ template <class Half, int kWidth> struct MlpBackward : MlpKernel<Half, kWidth> {
 
   GS_TILE void operator()(const Block& block) const {
     this->load_resident(block, m.dx ? 0 : 1);
-    const Index tiles = (m.count + kMlpTile - 1) / kMlpTile;
-    float* slot = m.slots + block.index() * work.slot_at[m.layers];
-    for (Index tile = block.index(); tile < tiles; tile += work.blocks) {
-      const Index sample = tile * kMlpTile;
+    const int tiles = this->tiles();
+    for (int tile = block.index(); tile < tiles; tile += work.blocks) {
+      const Index sample = Index{kMlpTile} * tile;
       const int samples = this->samples_of(tile);
       const float scale = scale_of(block, sample, samples);
       PerWarp<typename T::Sums> sums;  // dC/dz
       block.each_warp([&](int warp) { open(sums[warp], warp, sample, samples, scale); });
       for (int l = m.layers; l-- > 0;) {
         block.each_warp([&](int warp) { close(sums[warp], block, warp, l, sample, samples); });
-        run_layer(sums, block, l, sample, samples, scale, slot + work.slot_at[l],
-                  tile == block.index());
+        run_layer(sums, block, l, sample, samples, scale, tile == block.index());
       }
     }
   }
@@ -277,7 +277,7 @@ template <class Half, int kWidth> struct MlpBackward : MlpKernel<Half, kWidth> {
 
   // From dC/ds of layer l, in the first tile, to dW, db and dC/dz of the layer below.
   GS_TILE void run_layer(PerWarp<typename T::Sums>& sums, const Block& block, int l, Index sample,
-                         int samples, float scale, float* slot, bool fresh) const {
+                         int samples, float scale, bool fresh) const {
     const DeviceMlpLayer& layer = m.layer[l];
     const SharedHalves ds = block.shared(), z = input_tile(block), w = this->weights(block, l);
     const bool below = l > 0 || m.dx;
@@ -292,7 +292,8 @@ template <class Half, int kWidth> struct MlpBackward : MlpKernel<Half, kWidth> {
       block.barrier();
       block.each_warp([&](int warp) {
         if (layer.dw || layer.db)
-          add_units(ds, z, warp, layer, first, cols, (samples + 15) / 16, 1 / scale, slot, fresh);
+          add_units(ds, z, warp, layer, first, cols, (samples + 15) / 16, 1 / scale,
+                    m.slots + block.index() * work.slot_at[m.layers] + work.slot_at[l], fresh);
         if (!below) return;
         T::clear(sums[warp]);
         T::template multiply<Half, true>(sums[warp], ds, warp, w, steps, cols / 16);
@@ -313,20 +314,25 @@ template <class Half, int kWidth> struct MlpBackward : MlpKernel<Half, kWidth> {
       return T::template load_input<Half>(z, warp, x, sample, samples, first, cols);
     }
     const DeviceMlpLayer& layer = m.layer[l - 1];
-    const bool keeps_s = work.keeps_s[l - 1];
-    T::share_groups(warp, cols, [&](int row, int col, int) {
+    if (!work.keeps_s[l - 1]) {
+      T::share_groups(warp, cols, [&](int row, int col, int) {
+        std::uint32_t p[4] = {};
+        if (row < samples) load_words(p, layer.kept + (sample + row) * cols + col);
+        z.set_eight(place<kWidth>(row, col), p);
+      });
+      return;
+    }
+    T::template share_groups<1>(warp, cols, [&](int row, int col, int) {
       std::uint32_t p[4] = {};
       if (row < samples) {
         load_words(p, layer.kept + (sample + row) * cols + col);
-        if (keeps_s) {
-          float v[8];
-          unpack<Half>(v, p);
-          value_of_kept(layer.op, v);
-          GS_UNROLL
-          for (int i = 0; i < 8; ++i)
-            if (col + i >= layer.out) v[i] = 0;
-          pack<Half>(p, v);
-        }
+        float v[8];
+        unpack<Half>(v, p);
+        value_of_kept(layer.op, v);
+        GS_UNROLL
+        for (int i = 0; i < 8; ++i)
+          if (col + i >= layer.out) v[i] = 0;
+        pack<Half>(p, v);
       }
       z.set_eight(place<kWidth>(row, col), p);
     });
@@ -361,6 +367,7 @@ template <class Half, int kWidth> struct MlpBackward : MlpKernel<Half, kWidth> {
         for (int q = 0; q < 4; ++q)  // early: they are needed last
           load_four(old.r[held] + 4 * q, units + unit * kUnit + 4 * (32 * q + lane));
       });
+      GS_ROLLED  // unrolled, it spills on sm_80
       for (int k = 0; k < steps; ++k) {
         Registers<std::uint32_t, 4> a, b;
         load_matrices<true>(a, ds, [&](int lane) {

@@ -166,9 +166,9 @@ template <int kWidth> struct Tile {
   }
 
   // f(row, col, held) for the groups of eight of a warp's rows up to `cols`.
-  template <class F> static GS_TILE void share_groups(int warp, int cols, F&& f) {
+  template <int kAtOnce = 4, class F> static GS_TILE void share_groups(int warp, int cols, F&& f) {
     const int groups = cols / 8;
-    share_lanes(kRows * groups, [&](int i, int held) {
+    share_lanes<kAtOnce>(kRows * groups, [&](int i, int held) {
       const int row = static_cast<int>(static_cast<unsigned>(i) / static_cast<unsigned>(groups));
       f(warp * kRows + row, 8 * (i - row * groups), held);
     });
@@ -192,7 +192,9 @@ template <int kWidth> struct Tile {
   template <class Half, bool kTransposed>
   static GS_TILE void multiply(Sums& sums, SharedHalves tile, int warp, SharedHalves w, int steps,
                                int pairs) {
-    if (pairs == kWidth / 16)  // without branches between the products
+    // Without branches between the products where there are all columns, or where those too many are
+    // read from the same rows of w: nobody looks at their sums.
+    if (kTransposed || pairs == kWidth / 16)
       multiply_all<Half, kTransposed, true>(sums, tile, warp, w, steps, pairs);
     else
       multiply_all<Half, kTransposed, false>(sums, tile, warp, w, steps, pairs);

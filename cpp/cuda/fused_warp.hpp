@@ -53,10 +53,11 @@ template <class F> GS_TILE void each_lane(F&& f) {
 #endif
 }
 
-// f(i, held) for i in 0..n-1, shared out among the lanes of a warp.
-template <class F> GS_TILE void share_lanes(int n, F&& f) {
+// f(i, held) for i in 0..n-1, shared out among the lanes of a warp; kAtOnce of a lane's turns
+// overlap.
+template <int kAtOnce, class F> GS_TILE void share_lanes(int n, F&& f) {
 #if defined(__CUDACC__)
-#pragma unroll 4
+#pragma unroll kAtOnce
   for (int i = static_cast<int>(threadIdx.x) % kLanesOfWarp; i < n; i += kLanesOfWarp) f(i, 0);
 #else
   for (int i = 0; i < n; ++i) f(i, i % kLanesOfWarp);
