@@ -55,6 +55,16 @@ class Load:
         sizes = [a * b for a, b in zip(self.widths, self.widths[1:], strict=False)]
         return self.samples * (6.0 * sum(sizes) - 2.0 * sizes[0])
 
+    def fused_bytes(self) -> float:
+        """What the fused MLP moves to and from memory in an epoch, at least.
+
+        A sample's x is gathered (read, written) and read forward and backward; y is gathered and
+        read by the cost, which reads ybar and writes its gradient, each written or read once more
+        by the MLP; hidden layers are written and read as halves.
+        """
+        x, y, hidden = 4.0 * self.widths[0], 4.0 * self.widths[-1], 2.0 * sum(self.widths[1:-1])
+        return self.samples * (4 * x + 7 * y + 2 * hidden)
+
 
 LOADS = (
     Load("mnist", (784, 256, 128, 10), 60_032, 128, "cross_entropy", 0.9),
@@ -63,6 +73,7 @@ LOADS = (
 )
 SMOKE = (Load("smoke", (8, 16, 4), 256, 32, "cross_entropy", 0.9),)
 LR = 0.01
+FUSED = "gradstack fused, bf16"
 
 
 class Task:
@@ -140,19 +151,49 @@ def case_list() -> str:
     return "\n".join(lines[-20:] if done.returncode else lines[-1:])
 
 
-def gradient_error(task: Task) -> float:
+def gradient_error(task: Task, fused: str = "") -> float:
     """Largest error of the device's gradient against float64, relative to the largest entry."""
     import gradstack as gs
 
+    os.environ["GRADSTACK_CUDA_FUSED"] = fused
     count = min(task.load.batch, 4096)
     x, y = task.x[:count], task.y[:count]
     _, expected = gs.value_and_grad(task.net(np.float64), task.cost(), x, y)
     _, dw = gs.value_and_grad(task.net().to("cuda"), task.cost(), x, y)
+    os.environ["GRADSTACK_CUDA_FUSED"] = ""
     return float(np.abs(dw - expected).max() / np.abs(expected).max())
 
 
-def gradstack_run(task: Task) -> Callable[[int], None]:
-    """`fit` with the data resident; one call makes all epochs."""
+def limits(smoke: bool) -> tuple[float, float]:
+    """Bytes and bf16 operations per second that PyTorch reaches here: a copy, a large product."""
+    import torch
+
+    device, size = ("cpu", 256) if smoke else ("cuda", 8192)
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    b, c = torch.randn_like(a), torch.empty_like(a)
+    source = torch.empty(8 * size * size, device=device)
+    target = torch.empty_like(source)
+
+    def seconds(work: Callable[[], Any]) -> float:
+        best = float("inf")
+        for _ in range(10):
+            began = time.perf_counter()
+            for _ in range(4):
+                work()
+            if not smoke:
+                torch.cuda.synchronize()
+            best = min(best, (time.perf_counter() - began) / 4)
+        return best
+
+    copied = 2.0 * source.numel() * source.element_size()
+    return (
+        copied / seconds(lambda: target.copy_(source)),
+        2.0 * size**3 / seconds(lambda: torch.mm(a, b, out=c)),
+    )
+
+
+def gradstack_run(task: Task, fused: str = "") -> Callable[[int], None]:
+    """`fit` with the data resident; one call makes all epochs. `fused`: the fused MLP's halves."""
     import gradstack as gs
     from gradstack import optim
     from gradstack._data import read_data, settle_shapes, training_graph
@@ -167,7 +208,9 @@ def gradstack_run(task: Task) -> Callable[[int], None]:
     assert gs  # the package is loaded before anything is timed
 
     def run(epochs: int) -> None:
+        os.environ["GRADSTACK_CUDA_FUSED"] = fused  # read when the first step is planned
         engine.advance(epochs * task.load.steps)
+        os.environ["GRADSTACK_CUDA_FUSED"] = ""
 
     return run
 
@@ -235,8 +278,8 @@ def torch_run(task: Task, how: str, device: str) -> Callable[[int], None]:
     return run
 
 
-def jax_run(task: Task) -> Callable[[int], None]:
-    """JAX: an epoch is one jitted scan."""
+def jax_run(task: Task, bf16: bool = False) -> Callable[[int], None]:
+    """JAX: an epoch is one jitted scan; in bf16 activations and factors of products are."""
     import jax
     import jax.numpy as jnp
 
@@ -245,9 +288,11 @@ def jax_run(task: Task) -> Callable[[int], None]:
     x, y = jnp.asarray(task.x), jnp.asarray(task.y)
 
     def loss(layers: Any, xb: Any, yb: Any) -> Any:
+        if bf16:
+            xb, layers = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (xb, layers))
         for weight, bias in layers[:-1]:
             xb = jax.nn.relu(xb @ weight.T + bias)
-        out = xb @ layers[-1][0].T + layers[-1][1]
+        out = (xb @ layers[-1][0].T + layers[-1][1]).astype(jnp.float32)
         if load.cost == "mse":
             return jnp.mean((out - yb) ** 2)
         return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(out), yb[:, None], 1))
@@ -280,6 +325,8 @@ def competitors(task: Task, smoke: bool) -> Iterator[tuple[str, Callable[[], Any
     device = "cpu" if smoke else "cuda"
     yield "gradstack", lambda: gradstack_run(task)
     yield "gradstack, data in chunks", lambda: in_chunks(lambda: gradstack_run(task))
+    if max(task.load.widths[1:]) <= 128:
+        yield FUSED, lambda: gradstack_run(task, "bf16")
     yield "PyTorch eager", lambda: torch_run(task, "eager", device)
     if not smoke:
         yield "PyTorch CUDA graph", lambda: torch_run(task, "graph", device)
@@ -292,6 +339,7 @@ def competitors(task: Task, smoke: bool) -> Iterator[tuple[str, Callable[[], Any
 
         if smoke or jax.default_backend() == "gpu":
             yield "JAX jit", lambda: jax_run(task)
+            yield "JAX jit, bf16", lambda: jax_run(task, bf16=True)
 
 
 def measure(task: Task, smoke: bool, repeats: int) -> dict[str, Any]:
@@ -315,6 +363,15 @@ def measure(task: Task, smoke: bool, repeats: int) -> dict[str, Any]:
             "median": timing.median,
             "Tflop/s": load.flops() / timing.best / 1e12,
         }
+    if FUSED in timings:
+        result["fused gradient error"] = gradient_error(task, "bf16")
+        bandwidth, rate = limits(smoke)
+        least = max(load.fused_bytes() / bandwidth, load.flops() / rate)
+        result["fused roofline"] = {
+            "GB/s": bandwidth / 1e9,
+            "Tflop/s": rate / 1e12,
+            "share": least / timings[FUSED].best,
+        }
     return result
 
 
@@ -324,7 +381,13 @@ def show(row: dict[str, Any]) -> None:
     print(f"\n{row['name']}: {widths}, {row['samples']} samples, batch {row['batch']}")
     print(f"  gradient error against float64: {row['gradient error']:.1e}")
     for name, timing in row.items():
-        if isinstance(timing, dict):
+        if name == "fused roofline":
+            print(
+                f"  {FUSED}: gradient error {row['fused gradient error']:.1e}, "
+                f"{timing['share']:.0%} of the roofline of {timing['GB/s']:.0f} GB/s "
+                f"(a copy) and {timing['Tflop/s']:.0f} Tflop/s (a large product)"
+            )
+        elif isinstance(timing, dict):
             print(
                 f"  {name:28s} {timing['best'] * 1e3:9.2f} ms an epoch (median "
                 f"{timing['median'] * 1e3:9.2f}), {timing['Tflop/s']:7.2f} Tflop/s"

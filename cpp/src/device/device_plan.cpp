@@ -61,6 +61,9 @@ DevicePlan::DevicePlan(std::shared_ptr<const Graph> graph, std::shared_ptr<Devic
   if (options_.count < 1) throw std::invalid_argument("batch: expected at least one sample");
   check_device_graph(*graph_);
   options_.frozen.resize(graph_->parameters().size(), 0);
+  if (options_.fused != DeviceHalf::None && !options_.tangents && options_.repeats == 1 &&
+      options_.want_stage < 0)
+    mlp_ = mlp_chain(*graph_);
   find_uses();
   find_wanted();
   allocate();
@@ -119,9 +122,10 @@ void DevicePlan::find_wanted() {
 void DevicePlan::allocate() {
   const auto& stages = graph_->stages();
   variables_.resize(stages.size());
+  for (std::size_t i = 0; i < stages.size(); ++i) variables_[i].d = size_of(stages[i].shape);
+  if (mlp_) return allocate_mlp();
   for (std::size_t i = stages.size(); i-- > 0;) {
     Variable& v = variables_[i];
-    v.d = size_of(stages[i].shape);
     if (base_[i] != static_cast<int>(i)) continue;
     if (const int fused = fused_[i]; fused >= 0) {
       // dC/ds overwrites dC/dz, and z overwrites s where h' is had from z.

@@ -150,10 +150,13 @@ DeviceLinearization::DeviceLinearization(std::shared_ptr<const Graph> graph,
                                          bool tangents, CallOptions options)
     : queue_(std::move(queue)), graph_(std::move(graph)), parameters_(graph_, queue_) {
   const std::lock_guard<std::mutex> lock(queue_->mutex());
-  plan_ = std::make_unique<DevicePlan>(
-      graph_, queue_,
-      DevicePlanOptions{
-          .count = count, .gradients = true, .want_dx = true, .tangents = tangents, .frozen = {}});
+  plan_ = std::make_unique<DevicePlan>(graph_, queue_,
+                                       DevicePlanOptions{.count = count,
+                                                         .gradients = true,
+                                                         .want_dx = true,
+                                                         .tangents = tangents,
+                                                         .frozen = {},
+                                                         .fused = fused_from_environment()});
   run_ = parameters_.open(w, options);
   Batch batch;
   batch.x = x;
@@ -251,8 +254,11 @@ DevicePlan& DeviceProgram::plan_for(Index count, bool tangents) {
         return plan.count() == count && plan.options().tangents == tangents;
       },
       [&] {
-        return std::make_unique<DevicePlan>(
-            graph_, queue_, DevicePlanOptions{.count = count, .tangents = tangents, .frozen = {}});
+        return std::make_unique<DevicePlan>(graph_, queue_,
+                                            DevicePlanOptions{.count = count,
+                                                              .tangents = tangents,
+                                                              .frozen = {},
+                                                              .fused = fused_from_environment()});
       });
 }
 
@@ -267,7 +273,10 @@ DeviceObjective& DeviceProgram::objective_for(Index count,
       [&] {
         return std::make_unique<DeviceObjective>(
             graph_, queue_, cost, target, weighted,
-            DevicePlanOptions{.count = count, .gradients = gradients, .frozen = {}});
+            DevicePlanOptions{.count = count,
+                              .gradients = gradients,
+                              .frozen = {},
+                              .fused = fused_from_environment()});
       });
 }
 

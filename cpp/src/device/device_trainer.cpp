@@ -120,7 +120,8 @@ DeviceTrainer::Step& DeviceTrainer::step_for(Index count, bool resident, TargetS
   step.allow_non_finite = allow_non_finite;
   step.objective = std::make_unique<DeviceObjective>(
       graph_, queue_, cost_, target, weighted,
-      DevicePlanOptions{.count = count, .gradients = true, .frozen = frozen_});
+      DevicePlanOptions{
+          .count = count, .gradients = true, .frozen = frozen_, .fused = fused_from_environment()});
   steps_.push_front(std::move(step));
   return steps_.front();
 }
