@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import importlib.util
 import json
 import os
@@ -56,6 +57,16 @@ class Load:
         sizes = [a * b for a, b in zip(self.widths, self.widths[1:], strict=False)]
         return self.samples * (6.0 * sum(sizes) - 2.0 * sizes[0])
 
+    def fused_bytes(self) -> float:
+        """What the fused MLP moves to and from memory in an epoch, at least.
+
+        A sample's x is gathered (read, written) and read forward and backward; y is gathered and
+        read by the cost, which reads ybar and writes its gradient, each written or read once more
+        by the MLP; hidden layers are written and read as halves.
+        """
+        x, y, hidden = 4.0 * self.widths[0], 4.0 * self.widths[-1], 2.0 * sum(self.widths[1:-1])
+        return self.samples * (4 * x + 7 * y + 2 * hidden)
+
 
 LOADS = (
     Load("mnist", (784, 256, 128, 10), 60_032, 128, "cross_entropy", 0.9),
@@ -65,6 +76,7 @@ LOADS = (
 SMOKE = (Load("smoke", (8, 16, 4), 256, 32, "cross_entropy", 0.9),)
 LR = 0.01
 PRECISIONS = ("float32", "tf32", "bf16")
+FUSED = "gradstack fused, bf16"
 
 
 class Task:
@@ -142,47 +154,53 @@ def case_list() -> str:
     return "\n".join(lines[-20:] if done.returncode else lines[-1:])
 
 
-def gradient_errors(task: Task) -> dict[str, float]:
-    """Largest error of the device's gradients against float64, relative to the largest entry."""
+def gradient_error(task: Task, precision: str = "float32", fused: str = "") -> float:
+    """Largest error of the device's gradient against float64, relative to the largest entry."""
     import gradstack as gs
 
+    os.environ["GRADSTACK_CUDA_FUSED"] = fused
     count = min(task.load.batch, 4096)
     x, y = task.x[:count], task.y[:count]
     _, expected = gs.value_and_grad(task.net(np.float64), task.cost(), x, y)
-    errors = {}
-    for precision in PRECISIONS:
-        net = task.net().to("cuda", precision=precision)
-        _, dw = gs.value_and_grad(net, task.cost(), x, y)
-        errors[precision] = float(np.abs(dw - expected).max() / np.abs(expected).max())
-    return errors
+    net = task.net().to("cuda", precision=precision)
+    _, dw = gs.value_and_grad(net, task.cost(), x, y)
+    os.environ["GRADSTACK_CUDA_FUSED"] = ""
+    return float(np.abs(dw - expected).max() / np.abs(expected).max())
 
 
-def matmul_rates(smoke: bool) -> dict[str, float]:
-    """Operations per second that PyTorch's product of large square matrices reaches here."""
+def limits(smoke: bool) -> tuple[float, dict[str, float]]:
+    """What PyTorch reaches here: bytes per second of a copy, operations of a large product."""
     import torch
 
     device, size = ("cpu", 256) if smoke else ("cuda", 8192)
+    source = torch.empty(8 * size * size, device=device)
+    target = torch.empty_like(source)
+
+    def seconds(work: Callable[[], Any]) -> float:
+        best = float("inf")
+        for _ in range(10):
+            began = time.perf_counter()
+            for _ in range(4):
+                work()
+            if not smoke:
+                torch.cuda.synchronize()
+            best = min(best, (time.perf_counter() - began) / 4)
+        return best
+
     rates = {}
     for precision in PRECISIONS:
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         a = torch.randn(size, size, device=device, dtype=dtype)
         b, c = torch.randn_like(a), torch.empty_like(a)
-        best = float("inf")
-        for _ in range(10):
-            began = time.perf_counter()
-            for _ in range(4):
-                torch.mm(a, b, out=c)
-            if not smoke:
-                torch.cuda.synchronize()
-            best = min(best, (time.perf_counter() - began) / 4)
-        rates[precision] = 2.0 * size**3 / best
+        rates[precision] = 2.0 * size**3 / seconds(functools.partial(torch.mm, a, b, out=c))
     torch.backends.cuda.matmul.allow_tf32 = False
-    return rates
+    copied = 2.0 * source.numel() * source.element_size()
+    return copied / seconds(lambda: target.copy_(source)), rates
 
 
-def gradstack_run(task: Task, precision: str) -> Callable[[int], None]:
-    """`fit` with the data resident; one call makes all epochs."""
+def gradstack_run(task: Task, precision: str = "float32", fused: str = "") -> Callable[[int], None]:
+    """`fit` with the data resident; one call makes all epochs. `fused`: the fused MLP's halves."""
     import gradstack as gs
     from gradstack import optim
     from gradstack._data import read_data, settle_shapes, training_graph
@@ -197,7 +215,9 @@ def gradstack_run(task: Task, precision: str) -> Callable[[int], None]:
     assert gs  # the package is loaded before anything is timed
 
     def run(epochs: int) -> None:
+        os.environ["GRADSTACK_CUDA_FUSED"] = fused  # read when the first step is planned
         engine.advance(epochs * task.load.steps)
+        os.environ["GRADSTACK_CUDA_FUSED"] = ""
 
     return run
 
@@ -265,8 +285,8 @@ def torch_run(task: Task, how: str, device: str) -> Callable[[int], None]:
     return run
 
 
-def jax_run(task: Task) -> Callable[[int], None]:
-    """JAX: an epoch is one jitted scan."""
+def jax_run(task: Task, bf16: bool = False) -> Callable[[int], None]:
+    """JAX: an epoch is one jitted scan; in bf16 activations and factors of products are."""
     import jax
     import jax.numpy as jnp
 
@@ -275,9 +295,11 @@ def jax_run(task: Task) -> Callable[[int], None]:
     x, y = jnp.asarray(task.x), jnp.asarray(task.y)
 
     def loss(layers: Any, xb: Any, yb: Any) -> Any:
+        if bf16:
+            xb, layers = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (xb, layers))
         for weight, bias in layers[:-1]:
             xb = jax.nn.relu(xb @ weight.T + bias)
-        out = xb @ layers[-1][0].T + layers[-1][1]
+        out = (xb @ layers[-1][0].T + layers[-1][1]).astype(jnp.float32)
         if load.cost == "mse":
             return jnp.mean((out - yb) ** 2)
         return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(out), yb[:, None], 1))
@@ -308,10 +330,12 @@ def jax_run(task: Task) -> Callable[[int], None]:
 def competitors(task: Task, smoke: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Names, and what makes each one's run."""
     device = "cpu" if smoke else "cuda"
-    yield "gradstack", lambda: gradstack_run(task, "float32")
-    yield "gradstack, data in chunks", lambda: in_chunks(lambda: gradstack_run(task, "float32"))
+    yield "gradstack", lambda: gradstack_run(task)
+    yield "gradstack, data in chunks", lambda: in_chunks(lambda: gradstack_run(task))
     yield "gradstack, tf32", lambda: gradstack_run(task, "tf32")
     yield "gradstack, bf16", lambda: gradstack_run(task, "bf16")
+    if max(task.load.widths[1:]) <= 128:
+        yield FUSED, lambda: gradstack_run(task, fused="bf16")
     yield "PyTorch eager", lambda: torch_run(task, "eager", device)
     if not smoke:
         yield "PyTorch CUDA graph", lambda: torch_run(task, "graph", device)
@@ -324,6 +348,7 @@ def competitors(task: Task, smoke: bool) -> Iterator[tuple[str, Callable[[], Any
 
         if smoke or jax.default_backend() == "gpu":
             yield "JAX jit", lambda: jax_run(task)
+            yield "JAX jit, bf16", lambda: jax_run(task, bf16=True)
 
 
 def precision_of(name: str) -> str:
@@ -331,10 +356,13 @@ def precision_of(name: str) -> str:
     return next((p for p in PRECISIONS if p in name), "float32")
 
 
-def measure(task: Task, smoke: bool, repeats: int, rates: dict[str, float]) -> dict[str, Any]:
+def measure(
+    task: Task, smoke: bool, repeats: int, bandwidth: float, rates: dict[str, float]
+) -> dict[str, Any]:
     """Seconds of an epoch for everybody who takes part."""
     load = task.load
-    result: dict[str, Any] = {**asdict(load), "gradient error": gradient_errors(task)}
+    errors = {precision: gradient_error(task, precision) for precision in PRECISIONS}
+    result: dict[str, Any] = {**asdict(load), "gradient error": errors}
     runs: dict[str, Callable[[int], None]] = {}
     for name, make in competitors(task, smoke):
         # A peer that cannot run here must not cost the others their figures.
@@ -353,6 +381,15 @@ def measure(task: Task, smoke: bool, repeats: int, rates: dict[str, float]) -> d
             "Tflop/s": load.flops() / timing.best / 1e12,
             "share of a large product": load.flops() / timing.best / rates[precision_of(name)],
         }
+    if FUSED in timings:
+        result["fused gradient error"] = gradient_error(task, fused="bf16")
+        rate = rates["bf16"]
+        least = max(load.fused_bytes() / bandwidth, load.flops() / rate)
+        result["fused roofline"] = {
+            "GB/s": bandwidth / 1e9,
+            "Tflop/s": rate / 1e12,
+            "share": least / timings[FUSED].best,
+        }
     return result
 
 
@@ -363,7 +400,13 @@ def show(row: dict[str, Any]) -> None:
     errors = ", ".join(f"{e:.1e} in {p}" for p, e in row["gradient error"].items())
     print(f"  gradient error against float64: {errors}")
     for name, timing in row.items():
-        if isinstance(timing, dict) and "best" in timing:
+        if name == "fused roofline":
+            print(
+                f"  {FUSED}: gradient error {row['fused gradient error']:.1e}, "
+                f"{timing['share']:.0%} of the roofline of {timing['GB/s']:.0f} GB/s "
+                f"(a copy) and {timing['Tflop/s']:.0f} Tflop/s (a large product)"
+            )
+        elif isinstance(timing, dict) and "best" in timing:
             print(
                 f"  {name:28s} {timing['best'] * 1e3:9.2f} ms an epoch (median "
                 f"{timing['median'] * 1e3:9.2f}), {timing['Tflop/s']:7.2f} Tflop/s, "
@@ -415,7 +458,8 @@ def main() -> None:
     if not arguments.no_tests:
         report["tests"] = case_list()
         print(report["tests"])
-    rates = matmul_rates(arguments.smoke)
+    bandwidth, rates = limits(arguments.smoke)
+    report["copy GB/s"] = bandwidth / 1e9
     report["large product Tflop/s"] = {p: rate / 1e12 for p, rate in rates.items()}
     reached = ", ".join(f"{rate / 1e12:.1f} in {p}" for p, rate in rates.items())
     print(f"Tflop/s of a large product in PyTorch: {reached}")
@@ -423,7 +467,7 @@ def main() -> None:
         if time.monotonic() - began > 60 * MINUTES:
             print(f"\n{load.name}: left out, {MINUTES:g} minutes have passed")
             continue
-        row = measure(Task(load), arguments.smoke, arguments.repeats, rates)
+        row = measure(Task(load), arguments.smoke, arguments.repeats, bandwidth, rates)
         report["loads"].append(row)
         show(row)
         keep(report, arguments.json)

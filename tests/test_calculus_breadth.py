@@ -346,10 +346,10 @@ class Chained(nn.Module):
 
     def forward(self, x: Any, u: Any) -> Any:
         z = gs.tanh(self.a(x))
-        return z, gs.concat([gs.sine(self.b(z)), u])
+        return z, gs.concat([gs.sine(self.b(z)), z[1:3], u])
 
 
-@pytest.mark.parametrize("wrt", ["x", "u", "w", "b"])
+@pytest.mark.parametrize("wrt", ["x", "u", "w", "b", "sine"])
 def test_an_output_that_another_depends_on(
     critic_data: tuple[Array, Array], rng: np.random.Generator, wrt: str
 ) -> None:
@@ -365,7 +365,12 @@ def test_an_output_that_another_depends_on(
         elif wrt == "b":
             z = net(x, u)[0]
             slope = np.cos(z @ net.b.weight.T + net.b.bias) * net.b.weight[:, k]
-            expected = np.tile(np.eye(4)[k], (BATCH, 1)), np.hstack([slope, zero[1]])
+            unit = np.tile(np.eye(4)[k], (BATCH, 1))
+            expected = unit, np.hstack([slope, unit[:, 1:3], zero[1]])
+        elif wrt == "sine":  # its input, on which z does not depend
+            z = net(x, u)[0]
+            slope = np.cos(z @ net.b.weight.T + net.b.bias) * np.eye(5)[k]
+            expected = 0 * z, np.hstack([slope, np.zeros((BATCH, 4))])
         else:
             dx = [v.copy() for v in zero]
             dx["xu".index(wrt)][:, k] = 1

@@ -22,6 +22,8 @@ struct CudaLaunch {
   void sum(const char* name, Index n, const Value& value, const Finish& finish);
   template <class Value, class Finish>
   void rows(const char* name, Index n, Index cols, const Value& value, const Finish& finish);
+  // body(Block) by `blocks` blocks of threads with `shared` bytes of shared memory each.
+  template <class Body> void tiles(const char* name, int blocks, int shared, const Body& body);
 
  private:
   void launched(const char* name);

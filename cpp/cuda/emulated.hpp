@@ -10,14 +10,17 @@
 
 #include <algorithm>
 #include <cmath>
+#include <condition_variable>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <functional>
 #include <map>
 #include <mutex>
+#include <thread>
 #include <vector>
 
+#include "fused_queue.hpp"
 #include "kernel_queue.hpp"
 #include "process.hpp"
 
@@ -133,8 +136,46 @@ struct HostLaunch {
         name);
   }
 
+  template <class Body> void tiles(const char* name, int blocks, int shared, const Body& body) {
+    call(
+        [=, threads = warps_in_threads] {
+          const auto halves = static_cast<std::size_t>(shared) / sizeof(std::uint16_t);
+          for (int block = blocks; block-- > 0;) {
+            std::vector<std::uint16_t> memory(halves, 0xffff);  // NaN: what nobody wrote shows
+            if (threads)
+              run_threads(body, block, memory.data());
+            else
+              body(Block(block, memory.data()));
+          }
+        },
+        name);
+  }
+
+  // Of the kernels with shared memory: so that a thread sanitizer sees where a barrier is missing.
+  bool warps_in_threads = false;
+
  private:
   static constexpr std::size_t kMostWaiting = 4096;
+  template <class Body>
+  static void run_threads(const Body& body, int block, std::uint16_t* memory) {
+    std::mutex mutex;
+    std::condition_variable all_here;
+    int waiting = 0, round = 0;
+    const auto wait = [&] {
+      std::unique_lock<std::mutex> lock(mutex);
+      const int mine = round;
+      if (++waiting == kWarps) {
+        waiting = 0;
+        ++round;
+        all_here.notify_all();
+      }
+      all_here.wait(lock, [&] { return round != mine; });
+    };
+    std::vector<std::thread> warps;
+    for (int warp = 0; warp < kWarps; ++warp)
+      warps.emplace_back([&, warp] { body(Block(block, memory, warp, wait)); });
+    for (std::thread& warp : warps) warp.join();
+  }
 };
 
 class EmulatedQueue final : public KernelQueue<HostLaunch> {
@@ -157,6 +198,7 @@ class EmulatedQueue final : public KernelQueue<HostLaunch> {
     launch_.failing = kernel;
     launch_.fails_at = time;
   }
+  void run_warps_in_threads() { launch_.warps_in_threads = true; }
 
   std::string name() const override { return "emulated device"; }
   DeviceMemory memory() override { return {limit - used_, limit}; }

@@ -1,5 +1,6 @@
-// The one translation unit that nvcc compiles: kernels.hpp for a GPU.
+// kernels.hpp for a GPU.
 #include "cuda_launch.hpp"
+#include "fused_mlp.hpp"
 #include "kernel_queue.hpp"
 
 namespace gradstack::device {
@@ -90,5 +91,6 @@ void CudaLaunch::launched(const char* name) {
 }
 
 template class KernelQueue<CudaLaunch>;
+template void CudaLaunch::each(const char*, Index, const MlpGradients&);  // for fused_mlp.cu
 
 }  // namespace gradstack::device

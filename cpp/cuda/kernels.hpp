@@ -368,6 +368,8 @@ template <class Launch> class KernelQueue : public DeviceQueue {
   void outer_dots(const DeviceOuter& u, const DeviceOuter& v, float factor, float* sums) override;
   void row_dots(const DeviceDots& r) override;
   void transpose(const DeviceTranspose& t) override;
+  void mlp_forward(const DeviceMlp& m) override;
+  void mlp_backward(const DeviceMlp& m) override;
   void gather(const DeviceGather& g) override;
   void open_step(DeviceStep* at, Index count, const float* weight, const float* class_weight,
                  const std::int64_t* labels, double sum_factor) override;

@@ -185,6 +185,8 @@ struct DeviceUpdate {
   DeviceOut copy;  // (n), of any type: receives w as it moves; null: not wanted
 };
 
+struct DeviceMlp;  // device_mlp.hpp
+
 // A sequence of calls recorded once to be replayed as a whole.
 class DeviceRecording {
  public:
@@ -296,6 +298,9 @@ class DeviceQueue {
   // dw (prototypes, d) (+)= the gradients of the samples that chose each.
   virtual void nearest_gradient(Index rows, Index prototypes, Index d, const float* index,
                                 const float* grad, float* dw, bool accumulate) = 0;
+  // All layers of an MLP with halves as factors (device_mlp.hpp).
+  virtual void mlp_forward(const DeviceMlp& m) = 0;
+  virtual void mlp_backward(const DeviceMlp& m) = 0;
 
   // to[row * ld + k] (+)= entry k of the row's outer product.
   virtual void outer(const DeviceOuter& o, float* to, Index ld, bool accumulate) = 0;

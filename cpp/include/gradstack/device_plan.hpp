@@ -3,9 +3,10 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <vector>
 
-#include "gradstack/device.hpp"
+#include "gradstack/device_mlp.hpp"
 #include "gradstack/graph.hpp"
 
 namespace gradstack {
@@ -41,6 +42,9 @@ struct DevicePlanOptions {
   // linearisation at once. With more than one there are none of the parameters.
   Index repeats = 1;
   std::vector<char> frozen;  // per parameter: its gradient is not wanted (empty: none)
+  // Graphs that can be run as a fused MLP (device_mlp.hpp), unless tangents, repeats or a stage are
+  // wanted; only input and output have values then.
+  DeviceHalf fused = DeviceHalf::None;
 };
 
 // What one run works on; w and dw have the device's layout.
@@ -140,6 +144,8 @@ class DevicePlan {
   void find_wanted();
   void allocate();
   void allocate_repeats();
+  void allocate_mlp();
+  DeviceMlp mlp_of(const DeviceRun& run) const;
   void upload_structure();
   void forward_stage(int id, const DeviceRun& run);
   void backward_stage(int id, const DeviceRun& run);
@@ -178,6 +184,9 @@ class DevicePlan {
   std::vector<char> wants_grad_;
   std::vector<Variable> variables_;
   DeviceArray<float> chosen_, chosen_grad_;
+  std::optional<MlpChain> mlp_;  // the graph, where it runs fused
+  DeviceArray<std::uint16_t> kept_;
+  DeviceArray<float> slots_;
 
   // Masks and masked weights per Linear, edges per SparseLinear.
   struct Edges {

@@ -67,6 +67,10 @@ DevicePlan::DevicePlan(std::shared_ptr<const Graph> graph, std::shared_ptr<Devic
   if (options_.count < 1) throw std::invalid_argument("batch: expected at least one sample");
   check_device_graph(*graph_, options_.precision);
   options_.frozen.resize(graph_->parameters().size(), 0);
+  if (options_.fused != DeviceHalf::None && !options_.tangents && options_.repeats == 1 &&
+      options_.want_stage < 0)
+    mlp_ = mlp_chain(*graph_);
+  if (mlp_) storage_ = DeviceType::Float32;  // its kernels round for themselves
   find_uses();
   find_wanted();
   allocate();
@@ -131,9 +135,10 @@ void DevicePlan::find_wanted() {
 void DevicePlan::allocate() {
   const auto& stages = graph_->stages();
   variables_.resize(stages.size());
+  for (std::size_t i = 0; i < stages.size(); ++i) variables_[i].d = size_of(stages[i].shape);
+  if (mlp_) return allocate_mlp();
   for (std::size_t i = stages.size(); i-- > 0;) {
     Variable& v = variables_[i];
-    v.d = size_of(stages[i].shape);
     if (base_[i] != static_cast<int>(i)) continue;
     const bool input = stages[i].kind == Kind::Input, output = is_output(static_cast<int>(i));
     if (reduced() && (input || output)) {

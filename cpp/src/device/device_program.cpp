@@ -190,7 +190,8 @@ DeviceLinearization::DeviceLinearization(std::shared_ptr<const Graph> graph,
                                                          .want_dx = true,
                                                          .precision = precision,
                                                          .tangents = tangents,
-                                                         .frozen = {}});
+                                                         .frozen = {},
+                                                         .fused = fused_from_environment()});
   run_ = parameters_.open(w, options);
   Batch batch;
   batch.x = x;
@@ -344,7 +345,8 @@ DevicePlan& DeviceProgram::plan_for(Index count, bool tangents) {
             DevicePlanOptions{.count = count,
                               .precision = tangents ? DevicePrecision::Float32 : precision_,
                               .tangents = tangents,
-                              .frozen = {}});
+                              .frozen = {},
+                              .fused = fused_from_environment()});
       });
 }
 
@@ -359,8 +361,11 @@ DeviceObjective& DeviceProgram::objective_for(Index count,
       [&] {
         return std::make_unique<DeviceObjective>(
             graph_, queue_, cost, target, weighted,
-            DevicePlanOptions{
-                .count = count, .gradients = gradients, .precision = precision_, .frozen = {}});
+            DevicePlanOptions{.count = count,
+                              .gradients = gradients,
+                              .precision = precision_,
+                              .frozen = {},
+                              .fused = fused_from_environment()});
       });
 }
 

@@ -31,6 +31,7 @@ void DevicePlan::take_inputs() {
 }
 
 void DevicePlan::forward(const DeviceRun& run) {
+  if (mlp_) return queue_->mlp_forward(mlp_of(run));
   for (std::size_t i = 0; i < graph_->stages().size(); ++i)
     if (!fused_away_[i]) forward_stage(static_cast<int>(i), run);
   if (!reduced()) return;
@@ -156,6 +157,10 @@ float* DevicePlan::parameter_grad(int parameter, const DeviceRun& run, bool* acc
 }
 
 void DevicePlan::backward(const DeviceRun& run) {
+  if (mlp_) {
+    written_.assign(graph_->stages().size(), 1);
+    return queue_->mlp_backward(mlp_of(run));
+  }
   // The first to write a gradient overwrites, the others add. Outputs are written first, by the
   // cost.
   written_.assign(graph_->stages().size(), 0);
