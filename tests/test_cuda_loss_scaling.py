@@ -10,19 +10,10 @@ import numpy as np
 import pytest
 
 import gradstack as gs
-from gradstack import _device, nn, optim
+from gradstack import nn, optim
 
 Array = np.ndarray
 FIRST = 65536.0
-
-
-@pytest.fixture(scope="module")
-def cuda() -> str:
-    try:
-        _device.open_device("cuda")
-    except _device.DeviceMissingError as error:
-        pytest.skip(str(error))
-    return "cuda"
 
 
 def half(values: Array) -> Array:

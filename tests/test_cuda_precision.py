@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import gradstack as gs
+from dlpack_producer import Producer
 from gradstack import _device, nn, optim
 from oracle_nets import BOUNDED, KINKED, SMOOTH
 from random_nets import random_net
@@ -27,15 +28,6 @@ HALVES = ["bf16", "fp16"]
 REDUCED = ["tf32", *HALVES]
 UNIT = {"float32": 2.0**-24, "tf32": 2.0**-10, "bf16": 2.0**-8, "fp16": 2.0**-11}
 LEAST = {"float32": 0.0, "tf32": 0.0, "bf16": 2.0**-134, "fp16": 2.0**-25}
-
-
-@pytest.fixture(scope="module")
-def cuda() -> str:
-    try:
-        _device.open_device("cuda")
-    except _device.DeviceMissingError as error:
-        pytest.skip(str(error))
-    return "cuda"
 
 
 def on(device: str, net: nn.Module, precision: str) -> nn.Module:
@@ -405,6 +397,59 @@ def test_a_checkpoint_belongs_to_a_precision(
     assert np.array_equal(parts.w, whole.w)
     with pytest.raises(ValueError, match="precision: bf16 there, float32 here"):
         gs.fit(net, x, y, optimizer=optim.Adam(lr=0.01), epochs=4, **options)
+
+
+@pytest.mark.parametrize("precision", HALVES)
+def test_data_in_chunks_have_the_same_bits(
+    cuda: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    net, x, y = problem(rng)
+    whole, history = trained(cuda, net, 100 * x, y, precision, optim.SGD(lr=0.01))
+    monkeypatch.setenv("GRADSTACK_STREAM_BYTES", "1600")
+    parts, again = trained(cuda, net, 100 * x, y, precision, optim.SGD(lr=0.01))
+    assert np.array_equal(parts.w, whole.w)
+    assert history.loss == again.loss
+
+
+@pytest.mark.parametrize("precision", REDUCED)
+def test_tangents_stay_exact(cuda: str, rng: np.random.Generator, precision: str) -> None:
+    net, x, _ = problem(rng)
+    dx = rng.normal(size=x.shape).astype(np.float32)
+    for got, expected in zip(
+        gs.jvp(on(cuda, net, precision), x, dx), gs.jvp(net, x, dx), strict=True
+    ):
+        np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-5)
+    jacobian = gs.jacobian(on(cuda, net, precision), x)
+    np.testing.assert_allclose(jacobian, gs.jacobian(net, x), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("precision", HALVES)
+def test_arrays_of_the_device(cuda: str, rng: np.random.Generator, precision: str) -> None:
+    if not importlib.import_module("gradstack._cuda").emulated:
+        pytest.skip("only the emulated device takes the host's memory for its own")
+    net, x, y = problem(rng)
+    other = on(cuda, net, precision)
+    dy = 1000 * rng.normal(size=(75, 4)).astype(np.float32)
+    results = []
+    for lend in (np.asarray, Producer):
+        z, pullback = gs.vjp(other, lend(x))
+        results.append(
+            [z, *pullback(lend(dy)), gs.value_and_grad(other, nn.CrossEntropyLoss(), lend(x), y)[1]]
+        )
+    for here, there in zip(*results, strict=True):
+        assert np.array_equal(here, there.numpy() if hasattr(there, "numpy") else there)
+
+
+@pytest.mark.parametrize("precision", HALVES)
+def test_the_fused_mlp_rounds_for_itself(
+    cuda: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    net, x, y = problem(rng)
+    monkeypatch.setenv("GRADSTACK_CUDA_FUSED", precision)
+    plain, reduced = (
+        trained(cuda, net, x, y, each, optim.SGD(lr=0.1))[0] for each in ("float32", precision)
+    )
+    np.testing.assert_allclose(reduced.w, plain.w, rtol=0, atol=2 * UNIT[precision])
 
 
 # Arguments; these run everywhere. ----------------------------------------------------------------

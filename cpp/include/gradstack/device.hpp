@@ -45,14 +45,14 @@ struct DeviceOp {
 // Products are summed in float32; C may be float32 where A and B are half.
 struct DeviceGemm {
   Index m = 0, n = 0, k = 0;
-  DeviceIn a;
+  DeviceIn a{};
   bool ta = false;
-  DeviceIn b;
+  DeviceIn b{};
   bool tb = false;
-  DeviceOut c;
+  DeviceOut c{};
   bool accumulate = false;
   bool tf32 = false;        // of float32 operands 10 bits of mantissa count
-  DeviceIn bias;            // (n) of C's type, added to every row; null: none
+  DeviceIn bias{};          // (n) of C's type, added to every row; null: none
   DeviceOp op;              // applied to the sum, not with accumulate
   float* a_sums = nullptr;  // (m), receives the sums of op(A) over k; null: not wanted
 };
@@ -62,9 +62,9 @@ enum class DeviceBinary { Add, Sub, Mul, Div };
 // Rows of a matrix inside wider rows.
 struct DeviceColumns {
   Index rows = 0, cols = 0;
-  DeviceIn from;
+  DeviceIn from{};
   Index ld_from = 0;
-  DeviceOut to;
+  DeviceOut to{};
   Index ld_to = 0;
   bool accumulate = false;
   Index repeats = 1;  // each row of `from` is taken that often, `rows` counts those of `to`
@@ -104,8 +104,8 @@ struct DeviceDropout {
   std::uint64_t first_sample = 0;
   std::uint32_t threshold = 0;
   float scale = 1;
-  DeviceIn s;
-  DeviceOut z;
+  DeviceIn s{};
+  DeviceOut z{};
   bool accumulate = false;
 };
 
@@ -117,9 +117,9 @@ struct DeviceSparse {
   const std::int32_t* end_unit = nullptr;
   const std::int32_t* edge = nullptr;
   const float* w = nullptr;
-  DeviceIn x;
+  DeviceIn x{};
   const float* bias = nullptr;
-  DeviceOut y;
+  DeviceOut y{};
   bool accumulate = false;
 };
 
@@ -127,8 +127,8 @@ struct DeviceSparse {
 struct DeviceSparseGradient {
   Index rows = 0, edges = 0, d_out = 0, d_in = 0;
   const std::int32_t* ends = nullptr;
-  DeviceIn dy;
-  DeviceIn x;
+  DeviceIn dy{};
+  DeviceIn x{};
   float* dw = nullptr;
   bool accumulate = false;
 };
@@ -140,7 +140,7 @@ struct DeviceGather {
   const DeviceStep* at = nullptr;
   Index cols = 0;
   const float* from = nullptr;  // (samples, cols), or:
-  DeviceOut to;                 // of any type
+  DeviceOut to{};               // of any type
   const std::int64_t* labels_from = nullptr;
   std::int64_t* labels_to = nullptr;
 };
@@ -182,7 +182,7 @@ struct DeviceUpdate {
   const DeviceStep* at = nullptr;
   float clip_value = 0;  // 0: none
   double clip_norm = 0;
-  DeviceOut copy;  // (n), of any type: receives w as it moves; null: not wanted
+  DeviceOut copy{};  // (n), of any type: receives w as it moves; null: not wanted
 };
 
 struct DeviceMlp;  // device_mlp.hpp

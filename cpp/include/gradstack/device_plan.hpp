@@ -50,7 +50,7 @@ struct DevicePlanOptions {
 // What one run works on; w and dw have the device's layout.
 struct DeviceRun {
   const float* w = nullptr;
-  DeviceIn copy;                     // w as the plan stores values; not read where that is float32
+  DeviceIn copy{};                   // w as the plan stores values; not read where that is float32
   float* dw = nullptr;               // zero, or what a run before has left there; null: not wanted
   bool accumulate = false;           // backward adds to dw
   const float* tangent_w = nullptr;  // perturbation of w for push; null: zero
