@@ -192,8 +192,8 @@ template <int kWidth> struct Tile {
   template <class Half, bool kTransposed>
   static GS_TILE void multiply(Sums& sums, SharedHalves tile, int warp, SharedHalves w, int steps,
                                int pairs) {
-    // Without branches between the products where there are all columns, or where those too many are
-    // read from the same rows of w: nobody looks at their sums.
+    // Without branches between the products where there are all columns, or where those too many
+    // are read from the same rows of w: nobody looks at their sums.
     if (kTransposed || pairs == kWidth / 16)
       multiply_all<Half, kTransposed, true>(sums, tile, warp, w, steps, pairs);
     else
