@@ -204,6 +204,7 @@ void DeviceLinearization::vjp(const std::vector<const float*>& dys, const std::v
     if (dxs[i]) queue_->to_host(dxs[i], plan_->grad(input), bytes_of(n * plan_->width(input)));
   }
   if (dw) parameters_.read_gradient(dw);
+  if (lent) queue_->wait_for(*read);
 }
 
 void DeviceLinearization::jvp(const std::vector<const float*>& dxs, const float* dw,
