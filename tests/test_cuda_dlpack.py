@@ -221,6 +221,11 @@ def test_vjp(emulated: str, rng: np.random.Generator) -> None:
         dx2, dw2 = pullback2(cotangent)
         close(dx2, dx)
         close(dw2, dw, 10)
+    lent = Producer(dy.copy())
+    dx2, _ = pullback2(lent)
+    assert lent.deleted == 1
+    lent.array[...] = np.nan  # it has been read
+    close(dx2, dx)
     # A point of the host's, a cotangent of the device's.
     dx3, dw3 = gs.vjp(there, x)[1](Producer(dy))
     close(dx3, dx)
