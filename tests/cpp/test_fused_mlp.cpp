@@ -197,6 +197,7 @@ Results run(const Case& net, const Data& data, bool threads = false) {
   m.x = x.data();
   m.ybar = ybar.data();
   queue.mlp_forward(m);
+  queue.synchronize();
   const Values inference = ybar.values();
   for (int l = 0; l < m.layers; ++l) {
     if (!mlp_keeps(m, l)) continue;
@@ -204,6 +205,7 @@ Results run(const Case& net, const Data& data, bool threads = false) {
     m.layer[l].kept = kept.back().data();
   }
   queue.mlp_forward(m);
+  queue.synchronize();
   Results r;
   r.add("ybar", ybar.values());
   CHECK(same_bits(inference, r.values[0]));  // keeping changes nothing
@@ -212,6 +214,7 @@ Results run(const Case& net, const Data& data, bool threads = false) {
   m.slots = slots.data();
   if (net.dx) m.dx = dx.data();
   queue.mlp_backward(m);
+  queue.synchronize();
   const auto values_of = [&](const float* p, Index n) { return Values(p, p + n); };
   for (int l = m.layers; l-- > 0;) {
     const auto& layer = m.layer[l];
