@@ -72,6 +72,11 @@ struct Product {
 // The three products of a layer out x in: whole, and the bands of 24 rows that threads work on.
 std::vector<Product> products() {
   std::vector<Product> all;
+  for (const Index k : {2, 4, 8}) {  // thin ones: of few inputs, or few outputs on the way back
+    const std::string size = "64x" + std::to_string(k);
+    all.push_back({"forward/" + size, 64, kLanes, k, 1, 1, false, 0});
+    all.push_back({"dz/" + size, 64, kLanes, k, 1, 1, true, 0});
+  }
   for (const Index d : {64, 256, 784, 1024}) {
     for (const Index pad : {0, 16}) {
       for (const Index rows : {Index(24), d}) {

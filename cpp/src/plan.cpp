@@ -309,7 +309,7 @@ template <class T> T* Plan<T>::input_rows(std::size_t i) {
 }
 
 template <class T> void Plan<T>::forward(const Run<T>& run, const Worker& worker) {
-  if (lanes_ > 1) {
+  if (lanes_ > 1 && !run.same_inputs) {
     for (std::size_t i = 0; i < bound_.size(); ++i) {
       const InputRows<T>& in = bound_[i];
       const Variable<T>& v = variables_[index(graph_->inputs()[i])];

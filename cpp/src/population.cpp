@@ -55,8 +55,8 @@ template <class T> int Population<T>::prepare(Index members, int threads) {
 }
 
 template <class T>
-double Population<T>::loss(Objective<T>& objective, const T* w, const Worker& worker,
-                           TeamError& error) const {
+double Population<T>::loss(Objective<T>& objective, const T* w, bool same_inputs,
+                           const Worker& worker, TeamError& error) const {
   Run<T> run;
   run.w = w;
   run.error = &error;
@@ -69,6 +69,7 @@ double Population<T>::loss(Objective<T>& objective, const T* w, const Worker& wo
       objective.load(batch_, alone, false);
     }
     run.first_sample = first;
+    run.same_inputs = same_inputs && batch_.count <= chunk_;
     objective.evaluate(run, alone);
     sum += objective.weighted_loss();
   }
@@ -82,8 +83,8 @@ void Population<T>::evaluate(const Members<T>& members, Index count, double* los
   bool follows = false;
   worker.for_each(count, [&](Index m) {
     const T* w = members.member(m, follows, scratch_[at(worker.id)].data());
+    losses[m] = loss(objective, w, follows, worker, error);
     follows = true;
-    losses[m] = loss(objective, w, worker, error);
   });
   worker.sync();
 }

@@ -214,6 +214,17 @@ TEST_CASE_TEMPLATE("gemm: odd columns, padded rows, several blocks", T, float, d
   }
 }
 
+TEST_CASE_TEMPLATE("gemm: sums of a few terms", T, float, double) {
+  for (const Form form : {Form::kForward, Form::kTransposed, Form::kStrided}) {
+    for (const Index k : {1, 2, 3, 4, 5, 6, 7, 8, 9}) {
+      for (const Index m : {1, 2, 3, 6, 12, 13, 65}) {
+        for (const Index n : {8, 24, 32, 48, 49})
+          check<T>({.m = m, .n = n, .k = k, .blocks = 2, .form = form, .pad = 5});
+      }
+    }
+  }
+}
+
 TEST_CASE_TEMPLATE("gemm: rows of A a page apart", T, float, double) {
   for (const Form form : {Form::kForward, Form::kTransposed}) {
     for (const Index k : {40, 200, 784}) {

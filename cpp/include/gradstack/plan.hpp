@@ -27,6 +27,7 @@ template <class T> struct Run {
   std::uint64_t seed = 0;   // dropout stream
   std::int64_t step = 0;
   Index first_sample = 0;         // position of the plan's first sample in the batch
+  bool same_inputs = false;       // those of the forward pass before: not gathered again
   const T* tangent_w = nullptr;   // direction of the parameters in push; null: zero
   Updater<T>* updater = nullptr;  // set: parameters are updated as soon as their dw is complete
   TeamError* error = nullptr;

@@ -47,7 +47,8 @@ template <class T> class Population {
 
  private:
   int prepare(Index members, int threads);
-  double loss(Objective<T>& objective, const T* w, const Worker& worker, TeamError& error) const;
+  double loss(Objective<T>& objective, const T* w, bool same_inputs, const Worker& worker,
+              TeamError& error) const;
 
   std::shared_ptr<const Graph> graph_;
   const Kernels<T>& kernels_;

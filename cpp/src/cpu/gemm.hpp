@@ -6,6 +6,7 @@
 #pragma once
 
 #include "gradstack/backend.hpp"
+#include "thin.hpp"
 #include "tile.hpp"
 
 namespace gradstack {
@@ -15,7 +16,6 @@ template <class T> struct GemmShape {
   static constexpr Index kPanel = kLanes;  // columns of B that are swept together
   static constexpr Index kDepth = 24 * 1024 / (kPanel * static_cast<Index>(sizeof(T)));
   static constexpr Index kBand = 48;  // rows of A that are swept together
-  static constexpr Index kStrip = Tile::kVecs * Vec<T>::size;
   // Row stride of a packed band: not a multiple of the cache's way size.
   static constexpr Index kPackedRow = kDepth + 64 / static_cast<Index>(sizeof(T));
 };
@@ -79,9 +79,7 @@ template <class T> void sweep(const Gemm<T>& g, bool slivers) {
   const TileForm form = slivers || g.a_col != 1 ? TileForm::kAcross
                         : g.b_rows != nullptr   ? TileForm::kGathered
                                                 : TileForm::kAlong;
-  const TileInit init = g.accumulate        ? TileInit::kAccumulate
-                        : g.bias != nullptr ? TileInit::kBias
-                                            : TileInit::kZero;
+  static constexpr T kZeros[Tile::kRows] = {};
   TileStrides strides{g.k, g.segments, g.a_row, g.a_col, g.a_seg, g.ldb, g.b_seg, g.ldc, g.b_rows};
   for (Index block = 0; block < g.blocks; ++block) {
     for (Index n0 = 0; n0 < g.n; n0 += Shape::kPanel) {
@@ -96,14 +94,19 @@ template <class T> void sweep(const Gemm<T>& g, bool slivers) {
           strides.a_col = rows;
           strides.a_seg = rows * g.k;
         }
+        const T* bias = g.accumulate ? nullptr : g.bias != nullptr ? g.bias + m0 : kZeros;
         const auto& by_width = kTiles<T>.entry[static_cast<int>(form)][rows - 1];
-        for (Index n = n0; n < n_end; n += Shape::kStrip) {
-          const Index width = n_end - n < Shape::kStrip ? n_end - n : Shape::kStrip;
-          const Index vecs = (width + Vec<T>::size - 1) / Vec<T>::size;
-          const Index tail = width - (vecs - 1) * Vec<T>::size;
-          by_width[vecs - 1][tail == Vec<T>::size ? 0 : 1](
-              strides, a, b + n, c + m0 * g.ldc + n, tail, init,
-              g.bias != nullptr ? g.bias + m0 : nullptr);
+        const Index vecs = Tile::vecs(rows), strip = vecs * Vec<T>::size;
+        Index n = n0;
+        if (const Index strips = (n_end - n0) / strip; strips > 0) {
+          by_width[vecs - 1][0](strides, a, b + n, c + m0 * g.ldc + n, strips, 0, bias);
+          n += strips * strip;
+        }
+        if (n < n_end) {
+          const Index width = n_end - n, left = (width + Vec<T>::size - 1) / Vec<T>::size;
+          const Index tail = width - (left - 1) * Vec<T>::size;
+          by_width[left - 1][tail < Vec<T>::size](strides, a, b + n, c + m0 * g.ldc + n, 1, tail,
+                                                  bias);
         }
         m0 += rows;
       }
@@ -248,6 +251,7 @@ template <class T> __attribute__((noinline)) void gemm_packed_b(const Gemm<T>& g
 }
 
 template <class T> void gemm(const Gemm<T>& g) {
+  if (is_thin(g)) return thin(g);
   // A stride that is never taken: let it be the one that needs no packing.
   if (g.a_col != 1 && (g.k == 1 || (g.m == 1 && g.a_row != 1))) {
     Gemm<T> same = g;

@@ -7,6 +7,27 @@
 namespace gradstack {
 inline namespace GRADSTACK_UNIT {
 
+// A square of samples x features, from one cache line of every row: into the block with features as
+// rows, and as it is into the tile. Whole squares, by far the most, need no branches.
+template <bool kWhole, class T>
+GS_INLINE void gather_square(const T* const* row, Index at, Index features, Index lanes, T* block,
+                             T* tile) {
+  using V = Vec<T>;
+  const Index width = kWhole ? V::size : features;
+  V square[V::size];
+#pragma GCC unroll 16
+  for (int i = 0; i < V::size; ++i) square[i] = load(row[i] + at, width);
+  if (tile != nullptr) {
+#pragma GCC unroll 16
+    for (int i = 0; i < V::size; ++i) store(tile + i * kPanel, square[i], width);
+  }
+  transpose(square);
+#pragma GCC unroll 16
+  for (int i = 0; i < V::size; ++i) {
+    if (i < width) square[i].store(block + i * lanes);
+  }
+}
+
 template <class T>
 void gather_rows(Index count, Index d, Index lanes, const T* const* rows, T* block, T* tiles) {
   using V = Vec<T>;
@@ -22,21 +43,13 @@ void gather_rows(Index count, Index d, Index lanes, const T* const* rows, T* blo
         if (line + kAhead < d) __builtin_prefetch(row[i] + kAhead);
       }
       for (Index j = line; j < end; j += V::size) {
-        const Index features = end - j < V::size ? end - j : V::size;
-        V square[V::size];
-#pragma GCC unroll 16
-        for (int i = 0; i < V::size; ++i) square[i] = load(row[i] + (j - line), features);
-        if (tiles != nullptr) {
-          T* to = tiles + (j / kPanel * lanes + lane) * kPanel + j % kPanel;
-#pragma GCC unroll 16
-          for (int i = 0; i < V::size; ++i) store(to + i * kPanel, square[i], features);
-        }
-        transpose(square);
         T* to = block + j * lanes + lane;
-#pragma GCC unroll 16
-        for (int i = 0; i < V::size; ++i) {
-          if (i < features) square[i].store(to + i * lanes);
-        }
+        T* tile =
+            tiles == nullptr ? nullptr : tiles + (j / kPanel * lanes + lane) * kPanel + j % kPanel;
+        if (end - j >= V::size)
+          gather_square<true>(row, j - line, V::size, lanes, to, tile);
+        else
+          gather_square<false>(row, j - line, end - j, lanes, to, tile);
       }
     }
   }
@@ -51,6 +64,31 @@ void rows_to_block(Index count, Index d, Index lanes, const T* rows, Index ldr, 
   const T* row[kLanes];
   for (Index i = 0; i < count; ++i) row[i] = rows + i * ldr;
   gather_rows<T>(count, d, lanes, row, block, nullptr);
+}
+
+// The way back: a square of features x samples into rows of samples.
+template <bool kWhole, class T>
+GS_INLINE void scatter_square(const T* block, Index lanes, Index features, Index samples, T* rows,
+                              Index ldr, bool accumulate) {
+  using V = Vec<T>;
+  const Index width = kWhole ? V::size : features, height = kWhole ? V::size : samples;
+  V square[V::size];
+#pragma GCC unroll 16
+  for (int i = 0; i < V::size; ++i) {
+    // A feature past the end is read as the last one and not stored.
+    square[i] = V::load(block + (i < width ? i : width - 1) * lanes);
+  }
+  transpose(square);
+  if (accumulate) {
+#pragma GCC unroll 16
+    for (int i = 0; i < V::size; ++i) {
+      if (i < height) square[i] += load(rows + i * ldr, width);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < V::size; ++i) {
+    if (i < height) store(rows + i * ldr, square[i], width);
+  }
 }
 
 template <class T>
@@ -70,21 +108,14 @@ void block_to_rows(Index count, Index d, Index lanes, const T* block, T* rows, I
     const Index end = d - line < kLine ? d : line + kLine;
     for (Index lane = 0; lane < count; lane += V::size) {
       for (Index j = line; j < end; j += V::size) {
-        const Index features = end - j < V::size ? end - j : V::size;
-        V square[V::size];
-#pragma GCC unroll 16
-        for (int i = 0; i < V::size; ++i) {
-          // A feature past the end is read as the last one and not stored.
-          square[i] = V::load(block + (j + (i < features ? i : features - 1)) * lanes + lane);
-        }
-        transpose(square);
-#pragma GCC unroll 16
-        for (int i = 0; i < V::size; ++i) {
-          if (lane + i < count) {
-            T* to = rows + (lane + i) * ldr + j;
-            store(to, accumulate ? load(to, features) + square[i] : square[i], features);
-          }
-        }
+        const Index features = end - j, samples = count - lane;
+        const T* from = block + j * lanes + lane;
+        T* to = rows + lane * ldr + j;
+        if (features >= V::size && samples >= V::size)
+          scatter_square<true>(from, lanes, V::size, V::size, to, ldr, accumulate);
+        else
+          scatter_square<false>(from, lanes, features < V::size ? features : V::size,
+                                samples < V::size ? samples : V::size, to, ldr, accumulate);
       }
     }
   }
@@ -101,12 +132,14 @@ void sum_lanes(Index rows, Index lanes, Index segments, Index seg_stride, const 
     } else {
       V sums[V::size];
 #pragma GCC unroll 16
-      for (int i = 0; i < V::size; ++i) {
-        sums[i] = V(T(0));
-        if (i >= count) continue;
-        for (Index s = 0; s < segments; ++s) {
-          const T* row = x + s * seg_stride + (r + i) * lanes;
-          for (Index lane = 0; lane < lanes; lane += V::size) sums[i] += V::load(row + lane);
+      for (int i = 0; i < V::size; ++i) sums[i] = V(T(0));
+      for (Index s = 0; s < segments; ++s) {
+        const T* from = x + s * seg_stride + r * lanes;
+        for (Index lane = 0; lane < lanes; lane += V::size) {
+#pragma GCC unroll 16
+          for (int i = 0; i < V::size; ++i) {
+            if (i < count) sums[i] += V::load(from + i * lanes + lane);
+          }
         }
       }
       result = sum_each(sums);
