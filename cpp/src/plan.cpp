@@ -20,7 +20,8 @@ Plan<T>::Plan(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels, Pla
       kernels_(kernels),
       options_(std::move(options)),
       lanes_(lanes_for(kernels.vector, options_.batch)),
-      count_(options_.batch) {
+      count_(options_.batch),
+      n_blocks_((count_ + lanes_ - 1) / lanes_) {
   if (options_.jet_gradients || options_.jet_order > 1) options_.fuse = false;
   if (options_.batch < 1) throw std::invalid_argument("batch: expected at least one sample");
   options_.frozen.resize(graph_->parameters().size(), 0);
@@ -38,7 +39,9 @@ template <class T> void Plan<T>::set_count(Index count) {
   if (count < 1 || count > options_.batch)
     throw std::invalid_argument("count: got " + std::to_string(count) + ", expected 1.." +
                                 std::to_string(options_.batch));
+  if (count == count_) return;  // divisions are felt where the work is a single sample's
   count_ = count;
+  n_blocks_ = (count + lanes_ - 1) / lanes_;
 }
 
 template <class T> Index Plan<T>::block_samples(Index block) const {

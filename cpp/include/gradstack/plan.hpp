@@ -88,7 +88,7 @@ template <class T> class Plan {
   // The number of samples of the next run, 1..options.batch.
   void set_count(Index count);
   Index count() const { return count_; }
-  Index blocks() const { return (count_ + lanes_ - 1) / lanes_; }
+  Index blocks() const { return n_blocks_; }
   Index lanes() const { return lanes_; }
   Index block_samples(Index block) const;  // samples in a block: lanes except in the last one
 
@@ -146,7 +146,7 @@ template <class T> class Plan {
   std::shared_ptr<const Graph> graph_;
   const Kernels<T>& kernels_;
   PlanOptions options_;
-  Index lanes_, count_;
+  Index lanes_, count_, n_blocks_;
   Arena arena_;
   std::vector<int> base_;             // per stage: itself, or the stage it is a view of
   std::vector<int> uses_;             // per base: consumers, an output counting as one

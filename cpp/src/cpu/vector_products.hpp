@@ -3,66 +3,93 @@
 
 #include "flat.hpp"
 #include "shuffle.hpp"
+#include "tile.hpp"
 
 namespace gradstack {
 inline namespace GRADSTACK_UNIT {
 
-// sums[r] = the products of row r of A with x, to be added up across lanes. Each row has two
-// accumulators, whatever kRows, so that its bits do not depend on its neighbours.
-template <int kRows, class T>
-GS_INLINE void row_products(Index k, const T* a, Index lda, const T* x, Vec<T>* sums) {
+// How long a row is: shorter than a vector, one vector, or longer.
+enum class RowLength { kPart, kVector, kLong };
+
+// y = A x + bias for kRows rows, with the sums in registers. Each row has one chain of additions,
+// so that its bits do not depend on its neighbours; enough rows hide their latency.
+template <int kRows, RowLength kLength, class T>
+GS_INLINE void gemv_rows(Index k, const T* a, Index lda, const T* x, const T* bias, T* y) {
   using V = Vec<T>;
-  V even[kRows], odd[kRows];
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) even[r] = odd[r] = V(T(0));
-  Index j = 0;
-  for (; j + 2 * V::size <= k; j += 2 * V::size) {
-    const V x0 = V::load(x + j), x1 = V::load(x + j + V::size);
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      even[r] = fma(V::load(a + r * lda + j), x0, even[r]);
-      odd[r] = fma(V::load(a + r * lda + j + V::size), x1, odd[r]);
+  constexpr int kSize = static_cast<int>(V::size);
+  V sums[(kRows + kSize - 1) / kSize * kSize];
+#pragma GCC unroll 16
+  for (int r = kRows; r < (kRows + kSize - 1) / kSize * kSize; ++r) sums[r] = V(T(0));
+  if constexpr (kLength == RowLength::kLong) {
+    // As in a tile: a pointer for every third row.
+    constexpr int kBases = (kRows + 2) / 3;
+    const T* base[kBases];
+#pragma GCC unroll 8
+    for (int r = 0; r < kBases; ++r) base[r] = a + 3 * r * lda;
+    V sum[kRows];
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) sum[r] = V(T(0));
+    Index j = 0;
+#pragma GCC unroll 2
+    for (; j + V::size <= k; j += V::size) {
+      const V x_j = V::load(x + j);
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r)
+        sum[r] = fma(V::load(base[r / 3] + (r % 3) * lda + j), x_j, sum[r]);
     }
-  }
-  if (j + V::size <= k) {
-    const V x0 = V::load(x + j);
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) even[r] = fma(V::load(a + r * lda + j), x0, even[r]);
-    j += V::size;
-  }
-  if (j < k) {
-    const V x0 = V::load_partial(x + j, k - j);
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      odd[r] = fma(V::load_partial(a + r * lda + j, k - j), x0, odd[r]);
+    if (j < k) {
+      const V x_j = V::load_partial(x + j, k - j);
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r)
+        sum[r] = fma(V::load_partial(base[r / 3] + (r % 3) * lda + j, k - j), x_j, sum[r]);
     }
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) sums[r] = sum[r];
+  } else {
+    constexpr bool kPartial = kLength == RowLength::kPart;
+    const V x_0 = load_columns<kPartial>(x, k);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) sums[r] = load_columns<kPartial>(a + r * lda, k) * x_0;
   }
 #pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) sums[r] = even[r] + odd[r];
+  for (int r = 0; r < kRows; r += kSize) {
+    const Index count = r + kSize <= kRows ? kSize : kRows - r;
+    V result = sum_each(sums + r);
+    if (bias != nullptr) result += load(bias + r, count);
+    store(y + r, result, count);
+  }
+}
+
+// The last rows, at most kRows.
+template <int kRows, RowLength kLength, class T>
+GS_INLINE void gemv_rest(Index rows, Index k, const T* a, Index lda, const T* x, const T* bias,
+                         T* y) {
+  if constexpr (kRows > 0) {
+    if (rows == kRows)
+      gemv_rows<kRows, kLength>(k, a, lda, x, bias, y);
+    else
+      gemv_rest<kRows - 1, kLength>(rows, k, a, lda, x, bias, y);
+  }
+}
+
+template <RowLength kLength, class T>
+void gemv_groups(Index m, Index k, const T* a, Index lda, const T* x, const T* bias, T* y) {
+  constexpr Index kGroup = Vec<T>::size > 8 ? Vec<T>::size : 8;
+  Index i = 0;
+  for (; i + kGroup <= m; i += kGroup)
+    gemv_rows<kGroup, kLength>(k, a + i * lda, lda, x, bias != nullptr ? bias + i : nullptr, y + i);
+  gemv_rest<kGroup - 1, kLength>(m - i, k, a + i * lda, lda, x,
+                                 bias != nullptr ? bias + i : nullptr, y + i);
 }
 
 template <class T>
 void gemv(Index m, Index k, const T* a, Index lda, const T* x, const T* bias, T* y) {
-  using V = Vec<T>;
-  constexpr int kRows = V::size < 4 ? static_cast<int>(V::size) : 4;
-  for_each_vector<T>(m, [&](Index i, Index count) {
-    V sums[V::size];
-#pragma GCC unroll 16
-    for (int r = 0; r < V::size; r += kRows) {
-      if (r + kRows <= count) {
-        row_products<kRows>(k, a + (i + r) * lda, lda, x, sums + r);
-      } else {
-#pragma GCC unroll 4
-        for (int q = r; q < r + kRows; ++q) {
-          sums[q] = V(T(0));
-          if (q < count) row_products<1>(k, a + (i + q) * lda, lda, x, sums + q);
-        }
-      }
-    }
-    V result = sum_each(sums);
-    if (bias != nullptr) result += load(bias + i, count);
-    store(y + i, result, count);
-  });
+  if (k > Vec<T>::size)
+    gemv_groups<RowLength::kLong>(m, k, a, lda, x, bias, y);
+  else if (k == Vec<T>::size)
+    gemv_groups<RowLength::kVector>(m, k, a, lda, x, bias, y);
+  else
+    gemv_groups<RowLength::kPart>(m, k, a, lda, x, bias, y);
 }
 
 // x += y[0] A[0] + ... in the order of the rows; x starts at 0 when `zero`.
