@@ -93,24 +93,30 @@ template <class T> void Updater<T>::cancel() {
   --optimizer_.steps;
 }
 
+// Parameters, state and constants of an update from `offset` on.
+template <class T> UpdateArgs<T> Updater<T>::arguments(int parameter, Index offset) {
+  const Index at = graph_.parameter(parameter).offset + offset;
+  const bool decays =
+      optimizer_.options().decay_bias || !is_bias_[static_cast<std::size_t>(parameter)];
+  UpdateArgs<T> args{.w = w_ + at, .c = decays ? with_decay_ : without_decay_};
+  for (int i = 0; i < optimizer_.n_state(); ++i)
+    if (rule_uses_state(optimizer_.rule(), optimizer_.hyper().data(), i))
+      args.state[i] = optimizer_.state(i) + at;
+  return args;
+}
+
 template <class T> void Updater<T>::apply(int parameter, Index offset, Index n, T* g) {
   const std::size_t id = static_cast<std::size_t>(parameter);
   if (frozen_[id]) return;
-  const Parameter& p = graph_.parameter(parameter);
   clip_value(g, n);
-  const bool decays = optimizer_.options().decay_bias || !is_bias_[id];
-  UpdateArgs<T> args;
-  args.c = decays ? with_decay_ : without_decay_;
   const auto update = [&](Index at, Index count, T* w) {
+    UpdateArgs<T> args = arguments(parameter, offset + at);
     args.n = count;
     args.w = w;
     args.g = g + at;
-    for (int i = 0; i < optimizer_.n_state(); ++i)
-      if (rule_uses_state(optimizer_.rule(), optimizer_.hyper().data(), i))
-        args.state[i] = optimizer_.state(i) + p.offset + offset + at;
     k_.update[optimizer_.rule()](args);
   };
-  T* w = w_ + p.offset + offset;
+  T* w = w_ + graph_.parameter(parameter).offset + offset;
   if (!masks_[id]) return update(0, n, w);
   // Weight decay would move a masked weight though its gradient is zero: update a copy and take
   // over the connected ones.
@@ -123,6 +129,22 @@ template <class T> void Updater<T>::apply(int parameter, Index offset, Index n, 
     for (Index i = 0; i < count; ++i)
       if (mask[at + i]) w[at + i] = moved[i];
   }
+}
+
+template <class T>
+bool Updater<T>::apply_outer(int parameter, Index offset, Index rows, Index n, const T* y,
+                             const T* x) {
+  const std::size_t id = static_cast<std::size_t>(parameter);
+  const bool short_rows = n < 2 * k_.vector;  // better as one range
+  if (masks_[id] || short_rows || optimizer_.options().clip_value > 0) return false;
+  if (frozen_[id]) return true;
+  UpdateArgs<T> args = arguments(parameter, offset);
+  args.n = n;
+  args.g = x;
+  args.factor = y;
+  args.rows = rows;
+  k_.update[optimizer_.rule()](args);
+  return true;
 }
 
 template <class T> void Updater<T>::apply_piece(Index piece, T* g) {

@@ -177,6 +177,22 @@ TEST_CASE_TEMPLATE("updates: every rule, tail and absent state", T, float, doubl
         kernels.update[id](args);
       }
     };
+    // Rows of 29 values, their gradient an outer product.
+    constexpr Index kRow = 29, kRows = kRange / kRow;
+    const auto outer = [&](const Kernels<T>& kernels, const T* y, const T* x, Guarded<T>& weights,
+                           std::vector<Guarded<T>>& states) {
+      gradstack::UpdateArgs<T> args;
+      args.n = kRow;
+      args.w = weights.data();
+      args.g = x;
+      args.c = constants;
+      args.factor = y;
+      args.rows = kRows;
+      for (int k = 0; k < info.n_state; ++k)
+        if (gradstack::rule_uses_state(id, hyper, k))
+          args.state[k] = states[static_cast<std::size_t>(k)].data();
+      kernels.update[id](args);
+    };
 
     Guarded<double> want = to_double(w);
     std::vector<Guarded<double>> want_state;
@@ -198,6 +214,21 @@ TEST_CASE_TEMPLATE("updates: every rule, tail and absent state", T, float, doubl
         CHECK(got_state[k].guards_intact());
         CHECK(piece_state[k].same_bits(got_state[k]));
       }
+
+      // The same bits as with the outer product written down.
+      Guarded<T> product = g, written = w, direct = w;
+      for (Index i = 0; i < kRows * kRow; ++i) product[i] = g[i / kRow] * g[i % kRow + kRows];
+      std::vector<Guarded<T>> written_state = state, direct_state = state;
+      run(kernels, product, kRow, written, written_state);
+      outer(kernels, g.data(), g.data() + kRows, direct, direct_state);
+      for (Index i = kRows * kRow; i < kRange; ++i) {  // not in the rows
+        CHECK(direct[i] == w[i]);
+        direct[i] = written[i];
+        for (std::size_t k = 0; k < state.size(); ++k) direct_state[k][i] = written_state[k][i];
+      }
+      CHECK(direct.same_bits(written));
+      for (std::size_t k = 0; k < state.size(); ++k)
+        CHECK(direct_state[k].same_bits(written_state[k]));
     });
   }
 }

@@ -41,12 +41,17 @@ template <class T> struct Gemm {
 
 // One update rule's call on a flat range. Meaning of `c` (host-computed constants of this step) is
 // the rule's own, see updates.hpp. state[i] are the rule's state vectors at the same range.
+//
+// The gradient of a single sample, y x^T, is used without being written down: with `factor` (y) the
+// range is `rows` rows of n values, and the gradient of row r is factor[r] times g (x).
 template <class T> struct UpdateArgs {
   Index n = 0;
   T* w = nullptr;
   const T* g = nullptr;
   T* state[4] = {nullptr, nullptr, nullptr, nullptr};
   const double* c = nullptr;  // kMaxUpdateConstants constants
+  const T* factor = nullptr;
+  Index rows = 1;
 };
 
 template <class T> struct PointwiseKernels {

@@ -63,6 +63,9 @@ template <class T> class Updater {
   // Gradient of values [offset, offset + n) of a parameter is complete: update them.
   // Only when `fusable()`.
   void apply(int parameter, Index offset, Index n, T* g);
+  // The same for `rows` rows of n values whose gradient is y x^T, which is not written down.
+  // False, and nothing done, where it has to be.
+  bool apply_outer(int parameter, Index offset, Index rows, Index n, const T* y, const T* x);
   // Updates everything from the whole gradient. SPMD; ends with a barrier.
   void apply_all(const Worker& worker, T* g);
   // Work divided in pieces for callers that complete the gradient piece by piece.
@@ -79,6 +82,7 @@ template <class T> class Updater {
     int parameter;
     Index offset, n;
   };
+  UpdateArgs<T> arguments(int parameter, Index offset);
   void clip_value(T* g, Index n) const;
   void clip_norm(const Worker& worker, T* g);
 

@@ -340,9 +340,14 @@ template <class T> class Linear final : public Block<T> {
         spec.out->value + at, spec.out->grad + at, spec.s->grad + at);
   }
 
-  // To `dw`, then into the update.
+  // To `dw`, then into the update; or at once, with a single sample.
   void weight_gradient(const Run<T>& run, Index r0, Index rows, T* dw) const {
-    outer_products(r0, rows, p_.s->grad, p_.in.v->tiles, dw, run.accumulate || p_.accumulate_dw);
+    const bool accumulate = run.accumulate || p_.accumulate_dw;
+    if (run.updater && g.lanes() == 1 && !accumulate &&
+        run.updater->apply_outer(p_.weight_id, r0 * in_, rows, in_, p_.s->grad + r0,
+                                 p_.in.v->tiles))
+      return;
+    outer_products(r0, rows, p_.s->grad, p_.in.v->tiles, dw, accumulate);
     if (p_.mask) g.k->mul(rows * in_, dw, mask_ + r0 * in_, dw, false);
     if (run.updater) run.updater->apply(p_.weight_id, r0 * in_, rows * in_, dw);
   }

@@ -107,13 +107,30 @@ template <class T, class Op> struct Pointwise {
 template <class T, class Rule> struct Update {
   static void apply(const UpdateArgs<T>& args) {
     // A copy that no store can alias: its pointers stay in registers.
-    const UpdateArgs<T> a = args;
+    UpdateArgs<T> a = args;
     const Rule rule(a.c);
+    if (a.factor == nullptr) {
+      return range(a, rule, [&](Index i, Index count) { return load(a.g + i, count); });
+    }
+    for (Index r = 0; r < args.rows; ++r) {
+      const Vec<T> factor(a.factor[r]);
+      range(a, rule, [&](Index i, Index count) { return factor * load(a.g + i, count); });
+      a.w += a.n;
+      for (T*& state : a.state) state = state != nullptr ? state + a.n : nullptr;
+    }
+  }
+
+ private:
+  // gradient(i, count): a vector of it.
+  template <class G>
+  GS_INLINE static void range(const UpdateArgs<T>& a, const Rule& rule, G&& gradient) {
     if constexpr (requires { rule.stateless(); }) {
       if (rule.stateless()) {  // on single samples half of a step is spent here
+        // Left to the hardware, lines to be written come late from the L2 cache.
+        constexpr Index kAhead = 1024 / static_cast<Index>(sizeof(T));
         for_each_vector<T>(a.n, [&](Index i, Index count) {
-          const Vec<T> w = load(a.w + i, count), g = load(a.g + i, count);
-          store(a.w + i, rule.stateless(w, g), count);
+          __builtin_prefetch(a.w + i + kAhead, 1);
+          store(a.w + i, rule.stateless(load(a.w + i, count), gradient(i, count)), count);
         });
         return;
       }
@@ -126,7 +143,7 @@ template <class T, class Rule> struct Update {
         state[k] = a.state[k] != nullptr ? load(a.state[k] + i, count) : Vec<T>(T(0));
       }
       Vec<T> w = load(a.w + i, count);
-      rule(w, load(a.g + i, count), state);
+      rule(w, gradient(i, count), state);
       store(a.w + i, w, count);
 #pragma GCC unroll 4
       for (int k = 0; k < Rule::info.n_state; ++k) {

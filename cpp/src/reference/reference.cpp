@@ -235,12 +235,13 @@ template <class T, class Op> struct Pointwise {
 template <class T, class Rule> struct Update {
   static void apply(const UpdateArgs<T>& args) {
     const Rule rule(args.c);
-    for (Index i = 0; i < args.n; ++i) {
+    const bool outer = args.factor != nullptr;
+    for (Index i = 0; i < (outer ? args.rows * args.n : args.n); ++i) {
       T state[kMaxState] = {};
       for (int k = 0; k < Rule::info.n_state; ++k) {
         if (args.state[k] != nullptr) state[k] = args.state[k][i];
       }
-      rule(args.w[i], args.g[i], state);
+      rule(args.w[i], outer ? args.factor[i / args.n] * args.g[i % args.n] : args.g[i], state);
       for (int k = 0; k < Rule::info.n_state; ++k) {
         if (args.state[k] != nullptr) args.state[k][i] = state[k];
       }
