@@ -84,6 +84,17 @@ template <class T> double BatchGradient<T>::unit(double weight) const {
   return weight == 0 ? 0 : 1 / weight;
 }
 
+// Updating a layer as soon as its gradient is known saves a pass over the parameters, but cannot be
+// undone: only where nothing can stop the step after its first update, and the step is short.
+template <class T> bool BatchGradient<T>::updates_at_once(const Run<T>& run, Index count) const {
+  return run.updater && run.updater->fusable() && count <= chunk_ && !has_opaque(*graph_) &&
+         !objectives_[0]->plan().shares_parameters() && flops(count) < kFusedFlops;
+}
+
+template <class T> bool BatchGradient<T>::begins_next(const Run<T>& run) const {
+  return !chunked_ && updates_at_once(run, 1) && objectives_[0]->plan().begins_next();
+}
+
 template <class T>
 typename BatchGradient<T>::Result BatchGradient<T>::run(const Run<T>& run, const Batch& batch,
                                                         const Worker& worker, bool check_finite,
@@ -102,11 +113,7 @@ typename BatchGradient<T>::Result BatchGradient<T>::run_tiles(const Run<T>& run,
   const double scale = unit(weight);
   // Read now: after the last barrier of this step the leader selects the next batch.
   const Index count = batch.count;
-  // Updating a layer as soon as its gradient is known saves a pass over the parameters, but cannot
-  // be undone: only where nothing can stop the step after its first update, and the step is short.
-  const bool fused = run.updater && run.updater->fusable() && count <= chunk_ &&
-                     !has_opaque(*graph_) && !objective.plan().shares_parameters() &&
-                     flops(count) < kFusedFlops;
+  const bool fused = updates_at_once(run, count);
   Result result;
   result.weight = weight;
   Run<T> part = run;

@@ -194,6 +194,10 @@ template <class T> void Plan<T>::build_linear_specs() {
     tiles_made[in] = tiles_made[in] || first;
     spec.make_tiles = first && stages[in].kind != Kind::Input;  // those are made from the rows
     spec.make_jet_tiles = first && variables_[in].tangent_tiles;
+    // Smaller weights stay in the L1 cache from run to run.
+    spec.begins = lanes_ == 1 && spec.want_dw && !spec.mask && stages[in].kind == Kind::Input &&
+                  graph_->inputs().size() == 1 &&
+                  spec.weight->size * static_cast<Index>(sizeof(T)) > (Index{32} << 10);
     // The sole consumer of a fused pair multiplies by h' while its tile of dZ is in cache.
     if (stages[in].kind == Kind::Pointwise && fused_away_[in] && uses_[in] == 1 &&
         variables_[in].grad) {
@@ -333,6 +337,11 @@ template <class T> void Plan<T>::forward(const Run<T>& run, const Worker& worker
     block->forward(run, worker);
     worker.sync();
   }
+}
+
+template <class T> bool Plan<T>::begins_next() const {
+  return std::any_of(linear_.begin(), linear_.end(),
+                     [](const auto& spec) { return spec && spec->begins; });
 }
 
 template <class T> void Plan<T>::backward(const Run<T>& run, const Worker& worker) {

@@ -104,6 +104,14 @@ template <class T> void Trainer<T>::open_step() {
   batch_.count = std::min(options_.batch_size, data_.count - batch_.first);
 }
 
+// Where the sample after this step's only one lies; null if it is not known yet or not usable as it
+// is.
+template <class T> const T* Trainer<T>::next_sample() const {
+  const RowSource& x = data_.x[0];
+  const bool known = position.step_in_epoch + 1 < steps_per_epoch();
+  return known && is_native<T>(x) ? row_of<T>(x, batch_.row(1)) : nullptr;
+}
+
 template <class T>
 void Trainer<T>::close_step(const typename BatchGradient<T>::Result& result,
                             std::vector<double>& finished) {
@@ -141,6 +149,7 @@ std::vector<double> Trainer<T>::run(const double* lrs, Index n,
   run.seed = options_.seed;
   run.updater = &updater_;
   run.error = &error;
+  const bool begins_next = options_.batch_size == 1 && gradient.begins_next(run);
   run_team(workers, [&](Worker worker) {
     worker.stop = &error;
     if (worker.leader()) worker.poll = &poll;
@@ -149,6 +158,8 @@ std::vector<double> Trainer<T>::run(const double* lrs, Index n,
         open_step();
         updater_.begin(w_, lrs[i]);
         run.step = position.step;
+        run.begun = run.next_input != nullptr;
+        run.next_input = begins_next && i + 1 < n ? next_sample() : nullptr;
       }
       worker.sync();
       const auto result =

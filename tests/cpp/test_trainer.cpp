@@ -120,6 +120,48 @@ TEST_CASE("the same bits for any number of workers: every way to update") {
   check_workers<double>(p, gradstack::reference_kernels(double()));
 }
 
+TEST_CASE("single samples: bits do not depend on what is made ahead of the next step") {
+  // Run step by step nothing is known of the next sample; run at once the first product of each is
+  // made beside the update before (from 32 KB of weights on).
+  struct Case {
+    Net net;
+    std::string out;
+  };
+  std::vector<Case> cases(4);
+  for (Case& c : cases) c.out = c.net.input({301});
+  cases[0].out =
+      cases[0].net.linear(cases[0].net.pointwise(cases[0].net.linear(cases[0].out, 61), "relu"), 3);
+  cases[1].out = cases[1].net.linear(
+      cases[1].net.pointwise(cases[1].net.linear(cases[1].out, 45, {.bias = false}), "gelu"), 3);
+  cases[2].out = cases[2].net.linear(cases[2].out, 50);
+  cases[3].out =
+      cases[3].net.binary(Kind::Mul, cases[3].net.linear(cases[3].out, 33),
+                          cases[3].net.pointwise(cases[3].net.linear(cases[3].out, 33), "sigmoid"));
+  for (Case& c : cases) {
+    Plot p;
+    p.graph = c.net.finish({c.out});
+    CAPTURE(p.graph->n_params());
+    p.batch = 1;
+    p.samples = 3;  // epochs end on the way
+    p.lr = 0.001;
+    p.weighted = false;
+    check_workers_both(p);
+    p.hyper[0] = 0;  // no momentum: no state
+    check_workers_both(p);
+    p.optimizer.clip_value = 0.01;
+    p.shuffle = false;
+    check_workers_both(p);
+    p.optimizer = {.clip_norm = 0.1};
+    check_workers_both(p);
+    p.optimizer = {};
+    p.frozen = {1};
+    if (p.graph->parameters().size() > 2) check_workers_both(p);
+    p.frozen = {};
+    use_rule(p, "adam");
+    check_workers_both(p);
+  }
+}
+
 TEST_CASE("a long step keeps its update apart, with the same bits") {
   // Above 1e9 operations a step can be interrupted until its update begins.
   Net net;

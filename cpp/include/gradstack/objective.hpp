@@ -100,11 +100,14 @@ template <class T> class BatchGradient {
   Result run(const Run<T>& run, const Batch& batch, const Worker& worker, bool check_finite,
              bool allow_non_finite);
   int workers() const { return workers_; }
+  // Whether run honours Run::next_input.
+  bool begins_next(const Run<T>& run) const;
   // Useful floating-point operations of one step on `batch` samples.
   double flops(Index batch) const;
 
  private:
   double unit(double weight) const;
+  bool updates_at_once(const Run<T>& run, Index count) const;
   bool give_up(const Result& result, bool stopped, bool allow_non_finite) const;
   bool stopped(const Run<T>& run, const Worker& worker);
   Result run_tiles(const Run<T>& run, const Batch& batch, const Worker& worker, double weight,

@@ -30,6 +30,10 @@ template <class T> struct Run {
   bool same_inputs = false;       // those of the forward pass before: not gathered again
   const T* tangent_w = nullptr;   // direction of the parameters in push; null: zero
   Updater<T>* updater = nullptr;  // set: parameters are updated as soon as their dw is complete
+  // Single samples: the input of the run after this one, whose first product is then made while the
+  // updated weights are at hand; and that the run before has done so for this one.
+  const T* next_input = nullptr;
+  bool begun = false;
   TeamError* error = nullptr;
 };
 
@@ -129,6 +133,8 @@ template <class T> class Plan {
   const PlanOptions& options() const { return options_; }
   // Some parameter belongs to two blocks: its gradient is complete only at the end of backward.
   bool shares_parameters() const { return shares_parameters_; }
+  // Some block can make the first product of the next run (Run::next_input).
+  bool begins_next() const;
 
  private:
   static std::size_t index(int id) { return static_cast<std::size_t>(id); }

@@ -77,6 +77,7 @@ template <class T> class Trainer {
   BatchGradient<T>& gradient_for(Index batch, TargetSpec target, int workers);
   int workers_for(Index batch, int requested) const;
   void open_step();
+  const T* next_sample() const;
   void close_step(const typename BatchGradient<T>::Result& result, std::vector<double>& finished);
   [[noreturn]] void fail(const typename BatchGradient<T>::Result& result) const;
 

@@ -77,7 +77,8 @@ template <class T> struct LinearSpec {
   bool want_dw = false, want_db = false;
   bool accumulate_dw = false, accumulate_db = false;  // another block has written this gradient
   bool make_tiles = false;                            // of the input, for dW
-  bool make_jet_tiles = false;                        // and of its derivatives
+  bool begins = false;          // reads the net's input, one sample at a time: see Run::next_input
+  bool make_jet_tiles = false;  // and of its derivatives
 };
 
 template <class T> struct SparseSpec {

@@ -36,7 +36,10 @@ template <class T> class Linear final : public Block<T> {
     worker.for_each(cut.items(), [&](Index i) {
       const Item item(cut, i, out_, g.blocks());
       if (p_.make_tiles) make_tiles(cut, item, p_.in.v->value, p_.in.v->tiles);
-      product(item, w, p_.in.v->value, bias, p_.s->value, false);
+      if (!run.begun || !p_.begins)
+        product(item, w, p_.in.v->value, bias, p_.s->value, false);
+      else if (bias)
+        g.k->add(item.rows, p_.s->value + item.r0, bias + item.r0, p_.s->value + item.r0);
       if (p_.fused.op < 0) return;
       for (Index b = item.block; b < item.block + item.blocks; ++b) {
         const Index at = (b * out_ + item.r0) * lanes;
@@ -76,7 +79,10 @@ template <class T> class Linear final : public Block<T> {
     worker.for_each(cut.items(), [&](Index i) {
       const Item item(cut, i, out_, 1);
       const Index row = place < 0 ? item.r0 : place * cut.rows;
-      if (p_.want_dw) weight_gradient(run, item.r0, item.rows, dw + row * in_);
+      if (p_.want_dw && run.next_input && p_.begins)
+        update_and_begin(run, item.r0, item.rows, dw + row * in_);
+      else if (p_.want_dw)
+        weight_gradient(run, item.r0, item.rows, dw + row * in_);
       if (p_.want_db) bias_gradient(run, item.r0, item.rows);
     });
   }
@@ -350,6 +356,18 @@ template <class T> class Linear final : public Block<T> {
     outer_products(r0, rows, p_.s->grad, p_.in.v->tiles, dw, accumulate);
     if (p_.mask) g.k->mul(rows * in_, dw, mask_ + r0 * in_, dw, false);
     if (run.updater) run.updater->apply(p_.weight_id, r0 * in_, rows * in_, dw);
+  }
+
+  // A few rows at a time, which are multiplied with the next sample before they leave the cache.
+  // (Nobody needs this sample's s any more.)
+  void update_and_begin(const Run<T>& run, Index r0, Index rows, T* dw) const {
+    constexpr Index kRows = 8;
+    for (Index r = 0; r < rows; r += kRows) {
+      const Index n = std::min(kRows, rows - r);
+      weight_gradient(run, r0 + r, n, dw + r * in_);
+      g.k->gemv(n, in_, run.w + p_.weight->offset + (r0 + r) * in_, in_, run.next_input, nullptr,
+                p_.s->value + r0 + r);
+    }
   }
 
   // Rows r0.. of sum over samples of ds z^T.
