@@ -8,6 +8,7 @@ namespace gradstack {
 namespace {
 
 constexpr Index kPopulationChunk = 256;  // samples that run through all layers at a time
+constexpr Index kShare = 4;              // members that a worker takes at a time: whole pairs
 
 bool calls_user_code(const Graph& graph) {
   return std::any_of(graph.stages().begin(), graph.stages().end(),
@@ -80,12 +81,17 @@ template <class T>
 void Population<T>::evaluate(const Members<T>& members, Index count, double* losses,
                              const Worker& worker, TeamError& error) {
   Objective<T>& objective = *objectives_[at(worker.id)];
-  bool follows = false;
-  worker.for_each(count, [&](Index m) {
-    const T* w = members.member(m, follows, scratch_[at(worker.id)].data());
-    losses[m] = loss(objective, w, follows, worker, error);
-    follows = true;
-  });
+  if (worker.leader()) next_ = 0;
+  worker.sync();
+  // Members do not depend on each other: who is not held up by other programs takes more of them.
+  bool same_inputs = false;
+  for (Index first; (first = next_.fetch_add(kShare)) < count;) {
+    worker.alone().for_each(std::min(kShare, count - first), [&](Index i) {
+      const T* w = members.member(first + i, i > 0, scratch_[at(worker.id)].data());
+      losses[first + i] = loss(objective, w, same_inputs, worker, error);
+      same_inputs = true;
+    });
+  }
   worker.sync();
 }
 

@@ -1,6 +1,7 @@
 // The loss of many parameter vectors on one batch.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -20,8 +21,8 @@ template <class T> class Members {
   virtual const T* member(Index m, bool follows, T* scratch) const = 0;
 };
 
-// Members divided among workers, each with a plan of its own; the loss of one is reduced in a fixed
-// order. A user's cost or block is run by one worker.
+// Members shared out among workers, each with a plan of its own, as these get done; the loss of one
+// is reduced in a fixed order. A user's cost or block is run by one worker.
 template <class T> class Population {
  public:
   // The batch's data outlive the population.
@@ -60,6 +61,7 @@ template <class T> class Population {
   double unit_;                                            // average (or sum) loss per summed loss
   std::vector<std::unique_ptr<Objective<T>>> objectives_;  // per worker
   std::vector<std::vector<T>> scratch_;
+  std::atomic<Index> next_{0};  // the first member not yet taken
 };
 
 extern template class Population<float>;
