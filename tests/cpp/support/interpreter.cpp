@@ -8,8 +8,7 @@
 namespace test {
 namespace {
 
-// The pointwise functions that the tests use, from their definitions.
-template <class N> N apply_op(const std::string& op, const std::vector<double>& p, N x) {
+template <class N> N pointwise(const std::string& op, const std::vector<double>& p, N x) {
   const Real s = value_of(x);
   const Real sigmoid = 1 / (1 + std::exp(-s));
   if (op == "identity") return x;
@@ -68,7 +67,7 @@ template <class N> class Sample {
       case Kind::Linear:
         return linear(stage, a);
       case Kind::Pointwise:
-        return map(a, [&](N x) { return apply_op(stage.op, stage.params, x); });
+        return map(a, [&](N x) { return pointwise(stage.op, stage.params, x); });
       case Kind::Add:
         return zip(a, stage, [](N x, N y) { return x + y; });
       case Kind::Sub:
@@ -157,6 +156,15 @@ std::vector<std::vector<N>> sample_rows(const std::vector<Values>& xs,
 }
 
 }  // namespace
+
+Dual apply_op(const std::string& op, const std::vector<double>& p, Dual x) {
+  return pointwise(op, p, x);
+}
+
+std::vector<Dual> interpret(const Graph& graph, const std::vector<Dual>& w,
+                            const std::vector<Dual>& x) {
+  return Sample<Dual>(graph, w, {x}).value(graph.stage(graph.outputs()[0]).name);
+}
 
 Outputs interpret(const Graph& graph, const Values& w, const std::vector<Values>& xs, Index count,
                   const std::vector<Values>& dxs, const Values& dw) {

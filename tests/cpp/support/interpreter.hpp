@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cmath>
+#include <string>
 #include <vector>
 
 #include "support/numbers.hpp"
@@ -38,6 +39,13 @@ template <class N> N exponential(N x) {
   return chain(x, e, e);
 }
 template <class N> N logarithm(N x) { return chain(x, std::log(value_of(x)), 1 / value_of(x)); }
+
+// The pointwise functions that the tests use, from their definitions.
+Dual apply_op(const std::string& op, const std::vector<double>& p, Dual x);
+
+// First output of the graph for one sample.
+std::vector<Dual> interpret(const Graph& graph, const std::vector<Dual>& w,
+                            const std::vector<Dual>& x);
 
 // Outputs of the graph, per output (count, d), and their derivatives along (dxs, dw); an empty
 // direction is zero.
