@@ -2,10 +2,28 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export DEBIAN_FRONTEND=noninteractive PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off
+export PIP_COMPILE=0  # of the packages that the oracles bring, most modules are never imported
 scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
+trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$scratch"' EXIT
 
 step() { printf '\n=== [%4d s] %s\n' "$SECONDS" "$*"; }
+
+# A command that keeps one core busy at most runs beside the steps that follow. `finish` waits for
+# it, prints what it printed, and fails if it failed.
+declare -A beside=()
+start_beside() {  # name, command
+  local name=$1
+  shift
+  "$@" >"$scratch/$name.log" 2>&1 &
+  beside[$name]=$!
+}
+finish() {
+  local status=0
+  wait "${beside[$1]}" || status=$?
+  cat "$scratch/$1.log"
+  ((status == 0)) || echo "$1: failed with status $status"
+  return "$status"
+}
 
 packages() {
   local missing=()
@@ -23,8 +41,9 @@ packages() {
 # From here on, what several builds have in common is compiled once. The cache begins empty, so the
 # first build is one from nothing, and it is gone when the script ends.
 share_objects() {
-  export CMAKE_CXX_COMPILER_LAUNCHER=ccache CCACHE_DIR="$scratch/ccache"
+  export CMAKE_CXX_COMPILER_LAUNCHER=$PWD/.ci/compile CCACHE_DIR="$scratch/ccache"
   export CCACHE_BASEDIR=$PWD CCACHE_NOHASHDIR=1
+  export CXX=g++  # as pip's builds call it: objects of c++ are others to ccache
 }
 
 # A virtual environment with nothing but pip.

@@ -14,5 +14,8 @@ endif()
 if(GRADSTACK_SANITIZE)
   target_compile_options(gradstack_options INTERFACE
     -fsanitize=${GRADSTACK_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1)
+  if(GRADSTACK_SANITIZE_EXCEPT)
+    target_compile_options(gradstack_options INTERFACE -fno-sanitize=${GRADSTACK_SANITIZE_EXCEPT})
+  endif()
   target_link_options(gradstack_options INTERFACE -fsanitize=${GRADSTACK_SANITIZE})
 endif()

@@ -8,12 +8,12 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "gradstack/backend.hpp"
 #include "gradstack/registry.hpp"
+#include "support/random.hpp"
 
 namespace gradstack {
 
@@ -64,7 +64,7 @@ template <class T> class Guarded {
   }
 
  private:
-#if defined(__SANITIZE_ADDRESS__)
+#if GRADSTACK_ADDRESS_SANITIZER
   static constexpr Index kBack = 0;
 #else
   static constexpr Index kBack = 67;
@@ -77,10 +77,9 @@ template <class T> class Guarded {
 };
 
 template <class T> Guarded<T> random_array(Index n, unsigned seed, double lo = -1, double hi = 1) {
-  std::mt19937 generator(seed);
-  std::uniform_real_distribution<double> uniform(lo, hi);
+  const std::vector<double> values = test::uniform(static_cast<std::size_t>(n), seed, lo, hi);
   Guarded<T> array(n);
-  for (Index i = 0; i < n; ++i) array[i] = static_cast<T>(uniform(generator));
+  for (Index i = 0; i < n; ++i) array[i] = static_cast<T>(values[static_cast<std::size_t>(i)]);
   return array;
 }
 

@@ -1,5 +1,6 @@
 // Products with sparse matrices given by their edges, and the lists of edges themselves.
 #include <algorithm>
+#include <random>
 #include <stdexcept>
 
 #include "gradstack/connectivity.hpp"

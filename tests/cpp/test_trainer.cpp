@@ -51,7 +51,6 @@ struct Oracle {
   Oracle(const Graph& graph, const std::vector<Real>& w, const DataSet<double>& data, Index first,
          Index n) {
     const std::size_t d_in = data.x.size() / at(data.count), d_out = data.y.size() / at(data.count);
-    const std::string output = graph.stage(graph.outputs()[0]).name;
     Real norm = 0;
     for (Index i = first; i < first + n; ++i) norm += data.weight[at(i)];
     for (std::size_t k = 0; k < w.size(); ++k) {
@@ -61,8 +60,7 @@ struct Oracle {
       for (std::size_t i = at(first); i < at(first + n); ++i) {
         std::vector<Dual> x(data.x.begin() + static_cast<Index>(i * d_in),
                             data.x.begin() + static_cast<Index>((i + 1) * d_in));
-        Sample<Dual> sample(graph, parameters, {x});
-        const auto ybar = sample.value(output);
+        const std::vector<Dual> ybar = interpret(graph, parameters, x);
         for (std::size_t j = 0; j < d_out; ++j) {
           const Dual e = ybar[j] - Dual(data.y[i * d_out + j]);
           total = total + Dual(data.weight[i]) * e * e;

@@ -7,23 +7,21 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <random>
 #include <vector>
 
 #include "gradstack/data.hpp"
 #include "gradstack/mlp.hpp"
 #include "gradstack/registry.hpp"
 #include "support/net.hpp"
+#include "support/random.hpp"
 
 namespace test {
 
 using Values = std::vector<double>;
 
 inline Values random_values(Index n, unsigned seed, double lo = -1, double hi = 1) {
-  std::mt19937 random(seed);
-  std::uniform_real_distribution<double> uniform(lo, hi);
-  Values values(at(n));
-  for (double& v : values) v = static_cast<double>(static_cast<float>(uniform(random)));
+  Values values = uniform(at(n), seed, lo, hi);
+  for (double& v : values) v = static_cast<double>(static_cast<float>(v));
   return values;
 }
 
