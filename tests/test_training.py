@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import sys
 from pathlib import Path
@@ -273,3 +274,19 @@ def test_device_cuda_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "gradstack._cuda", None)  # as if it were not there
     with pytest.raises((RuntimeError, ValueError), match=r"(?i)cuda"):
         fit(make(), device="cuda")
+
+
+@pytest.mark.parametrize("optimizer", [optim.Adam(lr=0.01), optim.LevenbergMarquardt()])
+def test_a_copied_trainer_goes_on_by_itself(optimizer: optim.Optimizer) -> None:
+    net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+    x = RNG.standard_normal((10, 3)).astype(np.float32)
+    y = np.sin(x[:, 0])
+    trainer = gs.Trainer(net, nn.MSELoss(), optimizer, num_threads=1)
+    trainer.step(x, y)
+    copies = [copy.deepcopy(trainer), pickle.loads(pickle.dumps(trainer)), copy.copy(trainer)]
+    losses = [trainer.step(x, y) for _ in range(3)]
+    for other in copies:
+        assert other.net is not net
+        assert [other.step(x, y) for _ in range(3)] == losses
+        np.testing.assert_array_equal(other.net.w, net.w)
+    assert repr(trainer).startswith("Trainer(Sequential of 41 parameters, MSELoss(), ")

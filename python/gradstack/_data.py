@@ -124,7 +124,6 @@ def read_data(
     X: Any,
     y: Any,
     sample_weight: Any,
-    names: tuple[str, str] = ("X", "y"),
 ) -> Data:
     """Check a data set.
 
@@ -133,7 +132,6 @@ def read_data(
     ValueError
         Shapes that do not fit, NaN or infinity (naming the row), labels out of range.
     """
-    x_name, y_name = names
     dtype = net.w.dtype
     arrays = _inputs(X)
     memory_maps = False
@@ -143,9 +141,9 @@ def read_data(
         if is_memory_map(rows):
             memory_maps = True
         elif isinstance(rows, LentArray):
-            rows = as_dtype(rows, dtype, x_name)  # NaN there shows in the loss
+            rows = as_dtype(rows, dtype, "X")  # NaN there shows in the loss
         else:
-            require_finite(rows, x_name, dtype)
+            require_finite(rows, "X", dtype)
         xs.append(rows)
     count = len(xs[0])
     if len(compiled.out_shapes) != 1:
@@ -161,14 +159,14 @@ def read_data(
         target = cost.match_target(y, count, compiled.out_shapes[0])
     if target is not None:
         if len(target) != count:
-            raise ValueError(f"{y_name} has {len(target)} samples, {x_name} has {count}")
+            raise ValueError(f"y has {len(target)} samples, X has {count}")
         target = _readable(target)
         if is_memory_map(target) and target.ndim == 2:
             memory_maps = True
         elif isinstance(target, LentArray):
-            target = as_dtype(target, dtype, y_name)
+            target = as_dtype(target, dtype, "y")
         else:
-            require_finite(target, y_name, dtype)
+            require_finite(target, "y", dtype)
     weight = read_sample_weight(sample_weight, count, dtype, cost.reduction)
     return Data(xs, target, weight, memory_maps)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from gradstack._arrays import as_number
+from gradstack._arrays import as_flag, as_number
 from gradstack.optim.base import RULES, RuleOptimizer, RuleRow
 from gradstack.optim.schedules import Lr
 
@@ -93,7 +93,7 @@ class SGD(RuleOptimizer):
             "momentum": _not_negative(momentum, "momentum"),
             "dampening": as_number(dampening, "dampening"),
             "weight_decay": _not_negative(weight_decay, "weight_decay"),
-            "nesterov": bool(nesterov),
+            "nesterov": as_flag(nesterov, "nesterov"),
         }
         if nesterov and (hyper["momentum"] == 0.0 or hyper["dampening"] != 0.0):
             raise ValueError("nesterov needs a momentum and zero dampening")
@@ -137,7 +137,7 @@ class Adam(RuleOptimizer):
             "betas": _betas(betas),
             "eps": _not_negative(eps, "eps"),
             "weight_decay": _not_negative(weight_decay, "weight_decay"),
-            "amsgrad": bool(amsgrad),
+            "amsgrad": as_flag(amsgrad, "amsgrad"),
         }
         super().__init__(lr, hyper, clip_norm, clip_value, decay_bias)
 
@@ -179,7 +179,7 @@ class AdamW(RuleOptimizer):
             "betas": _betas(betas),
             "eps": _not_negative(eps, "eps"),
             "weight_decay": _not_negative(weight_decay, "weight_decay"),
-            "amsgrad": bool(amsgrad),
+            "amsgrad": as_flag(amsgrad, "amsgrad"),
         }
         super().__init__(lr, hyper, clip_norm, clip_value, decay_bias)
 
@@ -225,7 +225,7 @@ class RMSprop(RuleOptimizer):
             "eps": _not_negative(eps, "eps"),
             "weight_decay": _not_negative(weight_decay, "weight_decay"),
             "momentum": _not_negative(momentum, "momentum"),
-            "centered": bool(centered),
+            "centered": as_flag(centered, "centered"),
         }
         super().__init__(lr, hyper, clip_norm, clip_value, decay_bias)
 
@@ -353,7 +353,7 @@ class NAdam(RuleOptimizer):
             "eps": _not_negative(eps, "eps"),
             "weight_decay": _not_negative(weight_decay, "weight_decay"),
             "momentum_decay": _not_negative(momentum_decay, "momentum_decay"),
-            "decoupled_weight_decay": bool(decoupled_weight_decay),
+            "decoupled_weight_decay": as_flag(decoupled_weight_decay, "decoupled_weight_decay"),
         }
         super().__init__(lr, hyper, clip_norm, clip_value, decay_bias)
 
