@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gradstack import _core, _random
-from gradstack._arrays import as_count, as_real
+from gradstack._arrays import as_count, as_flag, as_real
 from gradstack._flat import Parameter
 from gradstack._trace import Tracer, Var
 from gradstack.nn.layer import Layer, require_features, require_variable
@@ -87,7 +87,7 @@ class SparseLinear(Layer):
         self.register_parameter(
             "bias",
             Parameter((rng.uniform(-1.0, 1.0, self.out_features) * bound).astype(kind))
-            if bias
+            if as_flag(bias, "bias")
             else None,
         )
 
