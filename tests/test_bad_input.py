@@ -151,3 +151,25 @@ def test_a_python_cost_that_overflows_is_a_loss_that_is_not_finite() -> None:
 
     with pytest.raises(FloatingPointError, match="epoch 0, step 0"):
         fit(y=X[:, :2], cost=Steep())
+
+
+def test_files_of_no_net_and_no_path() -> None:
+    with pytest.raises(TypeError, match=r"^net must be an instance: Linear\(\.\.\.\), not Linear"):
+        gs.save(nn.Linear, "net.safetensors")
+    with pytest.raises(TypeError, match="int"):
+        gs.load(0)  # a file descriptor, to open()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_policies_whose_outputs_are_not_finite(bad: float) -> None:
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match=r"^ybar holds NaN or infinity: "):
+        gs.rl.Categorical.sample(np.array([0.0, bad]), rng)
+    with (
+        np.errstate(invalid="ignore"),
+        pytest.raises(ValueError, match=r"^ybar holds NaN or infinity in row 1"),
+    ):
+        gs.rl.Categorical.sample(np.array([[0.0, 0.0], [0.0, bad]]), rng)
+    assert gs.rl.Categorical.sample(np.array([0.0, -np.inf]), rng) == 0
+    with pytest.raises(ValueError, match=r"shape \(3,\), expected \(2 m,\)"):
+        gs.rl.Gaussian.sample(np.zeros(3), rng)

@@ -92,7 +92,7 @@ class Linear(Layer):
             if as_flag(bias, "bias")
             else None,
         )
-        self.mask = None if mask is None else _as_mask(mask, shape)
+        self.mask = None if mask is None else read_mask(mask, shape)
 
     def _enter(self, tracer: Tracer, *xs: Any) -> Var:
         x = require_variable(self, xs)
@@ -122,10 +122,13 @@ class Linear(Layer):
         return text
 
 
-def _as_mask(mask: Any, shape: tuple[int, int]) -> Array:
+def read_mask(mask: Any, shape: tuple[int, int] | None = None) -> Array:
+    """A connectivity as a read-only array of bool."""
     array = as_real(mask, "mask")
-    if array.shape != shape:
-        raise ValueError(f"mask has shape {array.shape}, expected {shape}")
+    if array.ndim != 2 or 0 in array.shape or shape not in (None, array.shape):
+        raise ValueError(
+            f"mask has shape {array.shape}, expected {shape or '(out_features, in_features)'}"
+        )
     if not np.isin(array, (0, 1)).all():
         raise ValueError("mask must hold only 0 and 1 (False and True)")
     result = array.astype(bool)

@@ -100,6 +100,15 @@ class SGD(RuleOptimizer):
         super().__init__(lr, hyper, clip_norm, clip_value, decay_bias)
 
 
+def _adam_hyper(betas: Any, eps: Any, weight_decay: Any, amsgrad: Any) -> dict[str, Any]:
+    return {
+        "betas": _betas(betas),
+        "eps": _not_negative(eps, "eps"),
+        "weight_decay": _not_negative(weight_decay, "weight_decay"),
+        "amsgrad": as_flag(amsgrad, "amsgrad"),
+    }
+
+
 class Adam(RuleOptimizer):
     """Adam (Kingma and Ba, 2014).
 
@@ -133,12 +142,7 @@ class Adam(RuleOptimizer):
         clip_value: float | None = None,
         decay_bias: bool = True,
     ) -> None:
-        hyper = {
-            "betas": _betas(betas),
-            "eps": _not_negative(eps, "eps"),
-            "weight_decay": _not_negative(weight_decay, "weight_decay"),
-            "amsgrad": as_flag(amsgrad, "amsgrad"),
-        }
+        hyper = _adam_hyper(betas, eps, weight_decay, amsgrad)
         super().__init__(lr, hyper, clip_norm, clip_value, decay_bias)
 
 
@@ -175,12 +179,7 @@ class AdamW(RuleOptimizer):
         clip_value: float | None = None,
         decay_bias: bool = True,
     ) -> None:
-        hyper = {
-            "betas": _betas(betas),
-            "eps": _not_negative(eps, "eps"),
-            "weight_decay": _not_negative(weight_decay, "weight_decay"),
-            "amsgrad": as_flag(amsgrad, "amsgrad"),
-        }
+        hyper = _adam_hyper(betas, eps, weight_decay, amsgrad)
         super().__init__(lr, hyper, clip_norm, clip_value, decay_bias)
 
 
