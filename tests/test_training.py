@@ -101,6 +101,14 @@ def test_a_row_of_a_memory_map_that_is_not_finite_stops_before_its_step(tmp_path
     assert np.isfinite(net.w).all()
 
 
+def test_a_memory_map_to_validate_on_that_is_not_finite(tmp_path: Path) -> None:
+    held_out = np.memmap(tmp_path / "x.bin", np.float32, "w+", shape=X.shape)
+    held_out[...] = X
+    held_out[17, 2] = np.nan
+    with pytest.raises(ValueError, match=r"^validation X has nan in row 17, column 2"):
+        fit(make(), validation=(held_out, Y))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_data_that_is_not_finite_is_refused(bad: float) -> None:
     net = make()

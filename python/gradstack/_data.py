@@ -52,6 +52,13 @@ class Data:
         self.count = len(xs[0])
         self.unchecked = unchecked
 
+    def require_finite(self, prefix: str = "") -> None:
+        """Refuse NaN and infinity in what was not looked at yet."""
+        for array in self.xs:
+            require_finite(array, f"{prefix}X")
+        if self.y is not None:
+            require_finite(self.y, f"{prefix}y")
+
     def rows(self, index: Array, dtype: np.dtype[Any]) -> tuple[list[Array], Any, Any]:
         """Some of the samples, converted: inputs, targets, weights."""
         y = self.y
@@ -105,11 +112,11 @@ def settle_shapes(net: Module, X: Any) -> tuple[tuple[int, ...], ...]:
 def _inputs(X: Any) -> list[Array]:
     parts = X if isinstance(X, tuple) else (X,)
     arrays = [as_real(x, "X" if len(parts) == 1 else f"X[{i}]") for i, x in enumerate(parts)]
-    for array in arrays:
+    for i, array in enumerate(arrays):
         if array.ndim == 0:
             raise ValueError("X must have a leading axis of samples")
         if len(array) != len(arrays[0]):
-            raise ValueError(f"X[1:] has {len(array)} samples, X[0] has {len(arrays[0])}")
+            raise ValueError(f"X[{i}] has {len(array)} samples, X[0] has {len(arrays[0])}")
     if not arrays:
         raise ValueError("X is an empty tuple")
     if not len(arrays[0]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -343,6 +344,8 @@ class _Loop:
             data.weight,
             threads=self.options.threads,
         )
+        if data.unchecked and not math.isfinite(loss):
+            data.require_finite("validation ")
         return float(loss)
 
     def _shapes(self) -> tuple[tuple[int, ...], ...]:
