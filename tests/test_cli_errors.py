@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -40,6 +41,9 @@ def test_bad_data(capsys: Capture) -> None:
     assert "no column 'q'" in train(table("a,y\n1,2\n"), "--target", "y", "--drop", "q")
     assert "no column left" in train(table("y\n1\n0\n1\n0\n"), "--target", "y", "--test-size", "0")
     assert "is empty" in train(table(""), "--target", "y")
+    assert "t.csv has no rows to train on" in train(table("a,y\n"), "--target", "y")
+    np.savez("t.npz", a=np.array([None, 1], object))
+    assert "no arrays of numbers or text" in train("t.npz", "--target", "a")
     assert "line 3: 1 cells, expected 2" in train(table("a,y\n1,2\n3\n"), "--target", "y")
     assert "occur twice: a" in train(table("a,a,y\n1,2,3\n"), "--target", "y")
     assert "column 'a' of t.csv has 1 missing values, the first in line 3" in train(
@@ -117,6 +121,8 @@ def test_bad_arguments(capsys: Capture) -> None:
         ("--hidden", "a"): "not a list of widths",
         ("--hidden", "0"): "0 is less than 1",
         ("--epochs", "-1"): "-1 is less than 0",
+        ("--seed", "1" + 30 * "0"): "not less than 2**63",
+        ("--hidden", "4" + 15 * "0"): "llocate",
         ("--epochs", "x"): "invalid whole number value: 'x'",
         ("--dropout", "1"): "not in [0, 1)",
         ("--test-size", "nan"): "not in [0, 1)",
@@ -140,6 +146,16 @@ def test_bad_arguments(capsys: Capture) -> None:
     assert "not a safetensors file" in fails("info", "broken", capsys=capsys)
 
 
+def test_files_that_cannot_be_written(capsys: Capture) -> None:
+    ok("train", flowers(), "--target", "kind", *FAST, "--epochs", "1", capsys=capsys)
+    for arguments in (
+        ["predict", "model.safetensors", "flowers.csv"],
+        ["inspect", "model.safetensors"],
+    ):
+        message = fails(*arguments, "--out", "none/file.svg", capsys=capsys)
+        assert "path 'none/file.svg': there is no directory" in message
+
+
 def test_proba_of_a_regression(capsys: Capture) -> None:
     ok("train", prices(), "--target", "price", *FAST, "--epochs", "1", capsys=capsys)
     message = fails("predict", "model.safetensors", "prices.csv", "--proba", capsys=capsys)
@@ -149,6 +165,10 @@ def test_proba_of_a_regression(capsys: Capture) -> None:
 def test_help(capsys: Capture) -> None:
     for arguments in (["--help"], ["train", "--help"], ["predict", "--help"]):
         assert "usage: gradstack" in ok(*arguments, capsys=capsys)
+
+
+def test_version(capsys: Capture) -> None:
+    assert ok("--version", capsys=capsys) == f"gradstack {gs.__version__}\n"
 
 
 def test_divergence_is_a_failure_of_its_own(capsys: Capture) -> None:
@@ -165,7 +185,7 @@ def test_divergence_is_a_failure_of_its_own(capsys: Capture) -> None:
         "--schedule",
         "constant",
     ]
-    assert "epoch" in fails(*arguments, capsys=capsys, code=1)
+    assert re.search(r"the loss is (nan|inf) at epoch", fails(*arguments, capsys=capsys, code=1))
     assert not Path("model.safetensors").exists()
 
 

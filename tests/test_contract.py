@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 from typing import Any
 
@@ -267,3 +268,58 @@ def test_prototypes_may_be_given() -> None:
     for bad in (values[:, :2], values[:0], values[0]):
         with pytest.raises(ValueError, match="prototypes have shape"):
             nn.NearestNeighbour(3, bad)
+
+
+def test_help_shows_the_arguments_of_a_module() -> None:
+    class Net(nn.Linear):
+        pass
+
+    for cls in (nn.Linear, Net):
+        parameters = inspect.signature(cls).parameters
+        assert list(parameters)[:4] == ["in_features", "out_features", "bias", "mask"]
+        assert parameters["bias"].default is True
+    assert list(inspect.signature(nn.GELU).parameters) == ["approximate", "inplace"]
+    assert list(inspect.signature(mynet).parameters) == ["d0", "d1", "d2", "d3"]
+    assert sum(p.numel() for p in nn.Linear(3, 2).parameters()) == 8
+
+
+@pytest.mark.parametrize(
+    "share", [lambda n: nn.Sequential(n[0], nn.Linear(4, 2)), lambda n: n[::2]]
+)
+def test_a_write_to_a_vector_that_was_left_raises(share: Any) -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    held, middle = net.w, net[1]
+    other = share(net)
+    with pytest.raises(ValueError, match="read-only"):
+        held[:] = 0  # other has some of the parameters, and would not see it
+    middle.w[:] = 2
+    other.w[:] = 1
+    np.testing.assert_array_equal(net[0].w, 1)
+    np.testing.assert_array_equal(net.w[16:36], 2)
+    held[:] = 3  # net has them all again
+    np.testing.assert_array_equal(net.w, 3)
+    np.testing.assert_array_equal(other.w[:16], 3)
+    with pytest.raises(ValueError, match="read-only"):
+        held[:] = 0
+    np.testing.assert_array_equal(middle.w, 3)
+
+
+def test_a_layers_own_vector_is_writable_after_it_came_back() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    held = net[0].w
+    other = nn.Sequential(net[0], nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="read-only"):
+        held[:] = 0
+    net.w[:] = 2
+    assert net[0].w is held
+    held[:] = 3
+    np.testing.assert_array_equal(other.w[:16], 3)
+
+
+def test_a_state_made_of_the_nets_own_arrays() -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    before = net.state_dict()
+    own = dict(net.named_parameters())
+    net.load_state_dict({name: own[f"{1 - int(name[0])}{name[1:]}"] for name in own})
+    for name, array in net.state_dict().items():
+        np.testing.assert_array_equal(array, before[f"{1 - int(name[0])}{name[1:]}"])

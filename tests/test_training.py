@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import sys
 from pathlib import Path
@@ -100,6 +101,14 @@ def test_a_row_of_a_memory_map_that_is_not_finite_stops_before_its_step(tmp_path
     assert np.isfinite(net.w).all()
 
 
+def test_a_memory_map_to_validate_on_that_is_not_finite(tmp_path: Path) -> None:
+    held_out = np.memmap(tmp_path / "x.bin", np.float32, "w+", shape=X.shape)
+    held_out[...] = X
+    held_out[17, 2] = np.nan
+    with pytest.raises(ValueError, match=r"^validation X has nan in row 17, column 2"):
+        fit(make(), validation=(held_out, Y))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_data_that_is_not_finite_is_refused(bad: float) -> None:
     net = make()
@@ -112,10 +121,11 @@ def test_data_that_is_not_finite_is_refused(bad: float) -> None:
     np.testing.assert_array_equal(net.w, before)
 
 
-def test_divergence_names_epoch_and_step_and_leaves_finite_weights() -> None:
+@pytest.mark.parametrize("lr", [1e12, 1e30])
+def test_divergence_names_epoch_and_step_and_leaves_finite_weights(lr: float) -> None:
     net = make()
-    with pytest.raises(FloatingPointError, match=r"epoch \d+, step \d+"):
-        fit(net, optimizer=optim.SGD(lr=1e12), epochs=50)
+    with pytest.raises(FloatingPointError, match=r"^the loss is (nan|inf) at epoch \d+, step \d+"):
+        fit(net, optimizer=optim.SGD(lr=lr), epochs=50)
     assert np.isfinite(net.w).all()
 
 
@@ -244,6 +254,11 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     np.testing.assert_array_equal(whole.w, again.w)
 
 
+def test_a_checkpoint_in_no_directory_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none.file': there is no directory"):
+        gs.Checkpoint(tmp_path / "none" / "file")
+
+
 def test_dropout_is_active_in_training_only() -> None:
     net = make(dropout=0.5)
     np.testing.assert_array_equal(net(X), net(X))
@@ -273,3 +288,19 @@ def test_device_cuda_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "gradstack._cuda", None)  # as if it were not there
     with pytest.raises((RuntimeError, ValueError), match=r"(?i)cuda"):
         fit(make(), device="cuda")
+
+
+@pytest.mark.parametrize("optimizer", [optim.Adam(lr=0.01), optim.LevenbergMarquardt()])
+def test_a_copied_trainer_goes_on_by_itself(optimizer: optim.Optimizer) -> None:
+    net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+    x = RNG.standard_normal((10, 3)).astype(np.float32)
+    y = np.sin(x[:, 0])
+    trainer = gs.Trainer(net, nn.MSELoss(), optimizer, num_threads=1)
+    trainer.step(x, y)
+    copies = [copy.deepcopy(trainer), pickle.loads(pickle.dumps(trainer)), copy.copy(trainer)]
+    losses = [trainer.step(x, y) for _ in range(3)]
+    for other in copies:
+        assert other.net is not net
+        assert [other.step(x, y) for _ in range(3)] == losses
+        np.testing.assert_array_equal(other.net.w, net.w)
+    assert repr(trainer).startswith("Trainer(Sequential of 41 parameters, MSELoss(), ")

@@ -41,6 +41,7 @@ int cgroup_cpus() {
 
 constexpr int kSpins = 2000;          // about 50 us of pauses: longer than any phase should differ
 constexpr double kThreadFlops = 3e6;  // below this a second thread costs more than it brings
+constexpr int kMostThreads = 64;      // of those asked for, where there are fewer processors
 
 }  // namespace
 
@@ -136,7 +137,8 @@ int max_threads() {
 }
 
 int threads_for(double flops, int requested) {
-  if (requested > 0) return requested;
+  // The results are the same; a system that can start no more threads would end the process.
+  if (requested > 0) return std::min(requested, std::max(kMostThreads, omp_get_num_procs()));
   if (flops < 2 * kThreadFlops) return 1;
   return static_cast<int>(std::min(static_cast<double>(max_threads()), flops / kThreadFlops));
 }

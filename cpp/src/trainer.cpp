@@ -7,6 +7,12 @@
 #include "gradstack/random.hpp"
 
 namespace gradstack {
+namespace {
+
+// Without the sign of a NaN, which says nothing.
+std::string name_of(double loss) { return std::isnan(loss) ? "nan" : std::to_string(loss); }
+
+}  // namespace
 
 template <class T>
 Trainer<T>::Trainer(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels,
@@ -62,7 +68,7 @@ double Trainer<T>::step(T* w, const Batch& batch, TargetSpec target, double lr, 
   if (!result.updated) updater_.cancel();
   error.rethrow();
   if (!result.updated)
-    throw NonFiniteLoss("the loss is " + std::to_string(result.loss) + " at step " +
+    throw NonFiniteLoss("the loss is " + name_of(result.loss) + " at step " +
                         std::to_string(optimizer_->steps) + "; no update was made");
   last_loss = result.loss;
   return result.loss;
@@ -126,7 +132,7 @@ template <class T> void Trainer<T>::fail(const typename BatchGradient<T>::Result
   if (result.bad_row >= 0)
     throw std::invalid_argument("X or y: row " + std::to_string(result.bad_row) +
                                 " holds NaN or infinity, expected finite values");
-  throw NonFiniteLoss("the loss is " + std::to_string(result.loss) + " at " + where +
+  throw NonFiniteLoss("the loss is " + name_of(result.loss) + " at " + where +
                       "; the weights are those before that step");
 }
 

@@ -36,10 +36,20 @@ def as_real(value: Any, name: str) -> Array:
     """
     array = value if type(value) is np.ndarray else _to_numpy(value, name)
     if array.dtype.kind == "O" and hasattr(value, "dtypes") and not _hint(value):
-        array = np.asarray(value, np.float64)  # a frame of several numeric column types
+        array = _numbers_of(value, name)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{name} has dtype {array.dtype}, expected real numbers{_hint(value)}")
     return array
+
+
+def _numbers_of(frame: Any, name: str) -> Array:
+    """A frame of several numeric column types, or a series of numbers that may be missing."""
+    try:
+        return np.asarray(frame, np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name} holds something else than real numbers, or misses values: {error}"
+        ) from error
 
 
 def _to_numpy(value: Any, name: str) -> Array:
@@ -74,6 +84,8 @@ def _to_numpy(value: Any, name: str) -> Array:
 
 def _hint(value: Any) -> str:
     """Which column of a data frame is to blame."""
+    if hasattr(value, "toarray"):
+        return f" (a sparse {type(value).__name__}: use its toarray())"
     dtypes = getattr(value, "dtypes", None)
     columns = getattr(value, "columns", None)
     if dtypes is None or columns is None:
@@ -163,7 +175,7 @@ def as_number(
 
 
 def as_count(value: Any, name: str, *, low: int = 1) -> int:
-    """`value` as an int of at least `low`."""
+    """`value` as an int of at least `low` that fits in 64 bits with a sign."""
     try:
         count = value.__index__()
     except (AttributeError, TypeError) as error:
@@ -172,7 +184,23 @@ def as_count(value: Any, name: str, *, low: int = 1) -> int:
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if count < low:
         raise ValueError(f"{name} must be at least {low}, got {count}")
+    if count >= 1 << 63:
+        raise ValueError(f"{name} must be less than 2**63, got {count}")
     return int(count)
+
+
+def as_flag(value: Any, name: str) -> bool:
+    """`value` as a bool; text such as "no" would count as true."""
+    if isinstance(value, (bool, np.bool_)) or (
+        isinstance(value, (int, np.integer)) and value in (0, 1)
+    ):
+        return bool(value)
+    raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def threads_of(num_threads: int | None) -> int:
+    """`num_threads` as the core takes it: 0 is automatic. It starts no more than make sense."""
+    return 0 if num_threads is None else min(as_count(num_threads, "num_threads"), 1 << 16)
 
 
 def as_shape(value: Any, name: str) -> tuple[int, ...]:

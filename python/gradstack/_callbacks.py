@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gradstack._arrays import as_count, as_number
+from gradstack._arrays import as_count, as_flag, as_number
 
 if TYPE_CHECKING:
     from gradstack._history import History
@@ -74,11 +74,21 @@ class Callbacks:
     """The user's callbacks, sorted by when they run."""
 
     def __init__(self, callbacks: Any) -> None:
-        if callable(callbacks) or hasattr(callbacks, "on_epoch_end"):
+        if any(hasattr(callbacks, n) for n in ("__call__", "on_batch_end", "on_epoch_end")):
             callbacks = (callbacks,)
         self.batch: list[Callable[[FitState], Any]] = []
         self.epoch: list[Callable[[FitState], Any]] = []
+        if not isinstance(callbacks, Iterable):
+            raise TypeError(
+                "callbacks must be a callable, an object with on_batch_end or on_epoch_end, or a "
+                f"sequence of them, got {callbacks!r}"
+            )
         for callback in callbacks:
+            if isinstance(callback, type):
+                raise TypeError(
+                    f"a callback must be an instance: {callback.__name__}(), not "
+                    f"{callback.__name__}"
+                )
             on_batch = getattr(callback, "on_batch_end", None)
             on_epoch = getattr(callback, "on_epoch_end", None)
             if on_batch is None and on_epoch is None:
@@ -141,7 +151,7 @@ class EarlyStopping:
         self.monitor = monitor
         self.patience = as_count(patience, "patience", low=0)
         self.min_delta = as_number(min_delta, "min_delta", low=0.0)
-        self.restore_best = bool(restore_best)
+        self.restore_best = as_flag(restore_best, "restore_best")
         self.mode = mode
 
     def __repr__(self) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradstack._arrays import LentArray, as_count
+from gradstack._files import require_directory
 from gradstack._history import History
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Checkpoint:
         every_steps: int | None = None,
     ) -> None:
         self.path = os.fspath(path)
+        require_directory(self.path)
         self.every_epochs = None if every_epochs is None else as_count(every_epochs, "every_epochs")
         self.every_steps = None if every_steps is None else as_count(every_steps, "every_steps")
 

@@ -52,6 +52,13 @@ class Data:
         self.count = len(xs[0])
         self.unchecked = unchecked
 
+    def require_finite(self, prefix: str = "") -> None:
+        """Refuse NaN and infinity in what was not looked at yet."""
+        for array in self.xs:
+            require_finite(array, f"{prefix}X")
+        if self.y is not None:
+            require_finite(self.y, f"{prefix}y")
+
     def rows(self, index: Array, dtype: np.dtype[Any]) -> tuple[list[Array], Any, Any]:
         """Some of the samples, converted: inputs, targets, weights."""
         y = self.y
@@ -105,11 +112,11 @@ def settle_shapes(net: Module, X: Any) -> tuple[tuple[int, ...], ...]:
 def _inputs(X: Any) -> list[Array]:
     parts = X if isinstance(X, tuple) else (X,)
     arrays = [as_real(x, "X" if len(parts) == 1 else f"X[{i}]") for i, x in enumerate(parts)]
-    for array in arrays:
+    for i, array in enumerate(arrays):
         if array.ndim == 0:
             raise ValueError("X must have a leading axis of samples")
         if len(array) != len(arrays[0]):
-            raise ValueError(f"X[1:] has {len(array)} samples, X[0] has {len(arrays[0])}")
+            raise ValueError(f"X[{i}] has {len(array)} samples, X[0] has {len(arrays[0])}")
     if not arrays:
         raise ValueError("X is an empty tuple")
     if not len(arrays[0]):
@@ -124,7 +131,6 @@ def read_data(
     X: Any,
     y: Any,
     sample_weight: Any,
-    names: tuple[str, str] = ("X", "y"),
 ) -> Data:
     """Check a data set.
 
@@ -133,7 +139,6 @@ def read_data(
     ValueError
         Shapes that do not fit, NaN or infinity (naming the row), labels out of range.
     """
-    x_name, y_name = names
     dtype = net.w.dtype
     arrays = _inputs(X)
     memory_maps = False
@@ -143,9 +148,9 @@ def read_data(
         if is_memory_map(rows):
             memory_maps = True
         elif isinstance(rows, LentArray):
-            rows = as_dtype(rows, dtype, x_name)  # NaN there shows in the loss
+            rows = as_dtype(rows, dtype, "X")  # NaN there shows in the loss
         else:
-            require_finite(rows, x_name, dtype)
+            require_finite(rows, "X", dtype)
         xs.append(rows)
     count = len(xs[0])
     if len(compiled.out_shapes) != 1:
@@ -161,14 +166,14 @@ def read_data(
         target = cost.match_target(y, count, compiled.out_shapes[0])
     if target is not None:
         if len(target) != count:
-            raise ValueError(f"{y_name} has {len(target)} samples, {x_name} has {count}")
+            raise ValueError(f"y has {len(target)} samples, X has {count}")
         target = _readable(target)
         if is_memory_map(target) and target.ndim == 2:
             memory_maps = True
         elif isinstance(target, LentArray):
-            target = as_dtype(target, dtype, y_name)
+            target = as_dtype(target, dtype, "y")
         else:
-            require_finite(target, y_name, dtype)
+            require_finite(target, "y", dtype)
     weight = read_sample_weight(sample_weight, count, dtype, cost.reduction)
     return Data(xs, target, weight, memory_maps)
 

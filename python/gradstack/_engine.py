@@ -98,11 +98,7 @@ def make_engine(
     if isinstance(optimizer, RuleOptimizer):
         return CoreEngine(net, compiled, cost, optimizer, data, options)
     if isinstance(optimizer, PythonOptimizer):
-        if options.device != "cpu":
-            raise ValueError(
-                f"[{type(optimizer).__name__}] trains on the CPU only, got device "
-                f"{options.device!r}"
-            )
+        optimizer.require_device(options.device)
         return PythonEngine(net, compiled, cost, optimizer, data, options)
     raise TypeError(f"optimizer must be one of gradstack.optim, got {type(optimizer).__name__}")
 

@@ -36,6 +36,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         mode = os.stat(target).st_mode
     if mode is not None and not stat.S_ISREG(mode):
         raise ValueError(f"path {os.fspath(path)!r} is not a regular file, so it is not replaced")
+    require_directory(path)
     directory, name = os.path.split(target)
     # A directory of its own would not do: a rename is atomic only inside one file system.
     temporary = os.path.join(directory, f".{name[:200]}.{secrets.token_hex(6)}.tmp")
@@ -53,6 +54,13 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             os.unlink(temporary)
         raise
     _sync_directory(directory)
+
+
+def require_directory(path: str | os.PathLike[str]) -> None:
+    """Refuse a file in a directory that is not there; worth asking before long work."""
+    directory = os.path.dirname(os.path.realpath(os.fspath(path)))
+    if not os.path.isdir(directory):
+        raise FileNotFoundError(f"path {os.fspath(path)!r}: there is no directory {directory!r}")
 
 
 def _sync_directory(directory: str) -> None:

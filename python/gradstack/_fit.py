@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
 from gradstack import _core
-from gradstack._arrays import as_count
+from gradstack._arrays import as_count, as_flag, threads_of
 from gradstack._callbacks import Callbacks, EarlyStopping, FitState, StopWatch
 from gradstack._checkpoint import Checkpoint, Keeper, fingerprint
 from gradstack._compiled import compiled_for, core_for, program_on
@@ -139,9 +140,9 @@ def fit(
         raise ValueError(f"errors must be 'raise' or 'ignore', got {errors!r}")
     options = Options(
         batch_size=0 if batch_size is None else as_count(batch_size, "batch_size"),
-        shuffle=bool(shuffle),
+        shuffle=as_flag(shuffle, "shuffle"),
         seed=as_count(seed, "seed", low=0),
-        threads=0 if num_threads is None else as_count(num_threads, "num_threads"),
+        threads=threads_of(num_threads),
         allow_non_finite=errors == "ignore",
         device=device,
         precision=precision,
@@ -170,15 +171,15 @@ def fit(
     loop = _Loop(
         net, cost, optimizer, engine, epochs, Callbacks(callbacks), watch, keeper, held_out
     )
-    return loop.run(bool(progress), options)
+    return loop.run(as_flag(progress, "progress"), options)
 
 
-def _placed(device: str, X: Any, y: Any, weight: Any, prefix: str = "") -> tuple[Any, Any, Any]:
+def _placed(device: str, X: Any, y: Any, weight: Any) -> tuple[Any, Any, Any]:
     """A data set for a device, whose memory some of it may lie in."""
     return (
-        place_all(X, device, f"{prefix}X"),
-        place(y, device, f"{prefix}y"),
-        place_on_host(weight, device, f"{prefix}sample_weight"),
+        place_all(X, device, "X"),
+        place(y, device, "y"),
+        place_on_host(weight, device, "sample_weight"),
     )
 
 
@@ -188,12 +189,13 @@ def _read_validation(
     if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3):
         raise TypeError("validation must be (X, y) or (X, y, sample_weight)")
     X, y, weight = (*validation, None)[:3]
-    X, y, weight = _placed(device, X, y, weight, "validation ")
-    settle_shapes(net, X)
-    data = read_data(
-        net, compiled_for(net, shapes), cost, X, y, weight, ("validation X", "validation y")
-    )
-    return data
+    try:
+        X, y, weight = _placed(device, X, y, weight)
+        settle_shapes(net, X)
+        return read_data(net, compiled_for(net, shapes), cost, X, y, weight)
+    except (TypeError, ValueError) as error:
+        error.args = (f"validation {error}",)
+        raise
 
 
 class _Loop:
@@ -342,6 +344,8 @@ class _Loop:
             data.weight,
             threads=self.options.threads,
         )
+        if data.unchecked and not math.isfinite(loss):
+            data.require_finite("validation ")
         return float(loss)
 
     def _shapes(self) -> tuple[tuple[int, ...], ...]:

@@ -67,6 +67,10 @@ class Parameter(np.ndarray[Any, np.dtype[Any]]):
         self._requires_grad = bool(requires_grad)
         return self
 
+    def numel(self) -> int:
+        """Number of values, as PyTorch calls it."""
+        return self.size
+
     @property
     def requires_grad(self) -> bool:
         """Whether training changes the values."""
@@ -128,7 +132,7 @@ def common_dtype(named: Sequence[tuple[str, Parameter]], owner: str) -> np.dtype
 def side_by_side(named: Sequence[tuple[str, Parameter]]) -> npt.NDArray[Any] | None:
     """The part of a vector that holds exactly these parameters in this order, if there is one."""
     vector = named[0][1]._vector
-    if vector is None:
+    if vector is None or not vector.flags.writeable:  # see move_into
         return None
     begin = end = named[0][1]._offset
     for _, parameter in named:
@@ -156,7 +160,7 @@ def move_into(
     values = np.concatenate([np.asarray(p).reshape(-1) for _, p in named])
     vector.flags.writeable = True
     vector[...] = values
-    moved_out: dict[int, tuple[npt.NDArray[Any], int]] = {}
+    left: dict[int, npt.NDArray[Any]] = {}
     replacement: dict[int, Parameter] = {}
     offset = 0
     for _, old in named:
@@ -168,7 +172,7 @@ def move_into(
         replacement[id(old)] = new
         source = old._vector
         if source is not None and source is not vector:
-            moved_out[id(source)] = (source, moved_out.get(id(source), (source, 0))[1] + old.size)
+            left[id(source)] = source
     for module in modules:
         slots = module._parameters
         for key, parameter in slots.items():
@@ -176,9 +180,13 @@ def move_into(
                 slots[key] = replacement[id(parameter)]
     for _, old in named:
         old.flags.writeable = False
-    for source, count in moved_out.values():
-        if count == source.size:
-            source.flags.writeable = False
+    # A vector that lost a parameter is no net's any more: what is still in it moves out when asked.
+    for source in left.values():
+        source.flags.writeable = False
+    for module in modules:
+        held = module._w
+        if held is not None and not np.may_share_memory(held, vector):
+            held.flags.writeable = False
     clock.now += 1
 
 

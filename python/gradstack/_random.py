@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from gradstack._arrays import as_count
+
 _current: dict[str, np.random.Generator] = {}  # "generator", once there is one
 
 
@@ -13,7 +15,7 @@ def seed(n: int | None) -> None:
     Parameters
     ----------
     n : int or None
-        A non-negative integer; None takes fresh entropy from the operating system.
+        A non-negative integer below 2**63; None takes fresh entropy from the operating system.
 
     Examples
     --------
@@ -25,7 +27,7 @@ def seed(n: int | None) -> None:
     >>> bool((a.weight == nn.Linear(3, 2).weight).all())
     True
     """
-    _current["generator"] = np.random.default_rng(n)
+    _current["generator"] = np.random.default_rng(None if n is None else as_count(n, "n", low=0))
 
 
 def resolve(generator: np.random.Generator | None) -> np.random.Generator:

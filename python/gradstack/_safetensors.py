@@ -137,7 +137,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, _Array], dict[str, str
     OSError
         The file cannot be opened or read.
     """
-    with open(path, "rb") as file:
+    with open(os.fspath(path), "rb") as file:
         try:
             size = os.fstat(file.fileno()).st_size
             entries, metadata = _read_header(file, size)
@@ -149,7 +149,7 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, _Array], dict[str, str
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """Read only the metadata of a safetensors file; raises as `read` does."""
-    with open(path, "rb") as file:
+    with open(os.fspath(path), "rb") as file:
         try:
             return _read_header(file, os.fstat(file.fileno()).st_size)[1]
         except ValueError as error:

@@ -44,6 +44,16 @@ def _needs_values(what: str) -> Callable[..., NoReturn]:
     return refuse
 
 
+def _no_operator(symbol: str) -> Callable[..., NoReturn]:
+    def refuse(self: Var, *_: Any) -> NoReturn:
+        raise TraceError(
+            f"{symbol} cannot be recorded in a graph: variables have + - * / and unary minus "
+            "(x * x for a square), layers (nn.Linear) and pointwise functions (gs.relu, ...)"
+        )
+
+    return refuse
+
+
 def is_number(value: Any) -> bool:
     """Whether `value` is a real scalar that an operator may combine with a variable."""
     if isinstance(value, (int, float, np.integer, np.floating)):
@@ -227,6 +237,12 @@ class Var:
             f"np.{func.__name__} cannot be recorded in a graph; gs.concat joins variables, and "
             "x.view and x[a:b] reshape and slice them"
         )
+
+    __pow__ = __rpow__ = _no_operator("**")
+    __matmul__ = __rmatmul__ = _no_operator("@")
+    __mod__ = __rmod__ = _no_operator("%")
+    __floordiv__ = __rfloordiv__ = _no_operator("//")
+    __abs__ = _no_operator("abs()")
 
     __array__ = _needs_values("the array")
     __bool__ = _needs_values("the truth")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from gradstack._arrays import as_count
+from gradstack._arrays import as_count, threads_of
 from gradstack._compiled import read, split_inputs
 from gradstack._data import training_graph
 from gradstack._device import check_precision, open_device, place_on_host
@@ -79,19 +79,39 @@ class Trainer:
             )
         if not net.w.size:
             raise ValueError(f"[{type(net).__name__}] has no parameters to train")
-        if device != "cpu" and isinstance(optimizer, PythonOptimizer):
-            raise ValueError(
-                f"[{type(optimizer).__name__}] trains on the CPU only, got device {device!r}"
-            )
+        if isinstance(optimizer, PythonOptimizer):
+            optimizer.require_device(device)
         self.optimizer = optimizer
         self._device = device
-        self._threads = 0 if num_threads is None else as_count(num_threads, "num_threads")
+        self._threads = threads_of(num_threads)
         self._seed = as_count(seed, "seed", low=0)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Begin anew, as if no step had been made yet."""
         self._compiled: Compiled | None = None
         self._core: Any = None
         self._built = -1  # when the core trainer was made
         self._state: Any = None  # of the optimiser, as the core trainer knows it
         self._short: Any = None  # takes batches like those before without reading them
+
+    # A copy has copies of the net and the optimiser, and goes on as the original would.
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("precision", "net", "cost", "optimizer", "_device", "_threads", "_seed")
+        return {name: self.__dict__[name] for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def __copy__(self) -> Trainer:
+        import copy
+
+        return copy.deepcopy(self)
+
+    def __repr__(self) -> str:
+        net = type(self.net).__name__
+        return f"Trainer({net} of {self.net.w.size} parameters, {self.cost!r}, {self.optimizer!r})"
 
     @property
     def loss_scale(self) -> float | None:

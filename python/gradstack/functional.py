@@ -30,7 +30,9 @@ Array = npt.NDArray[Any]
 
 
 def require_net(net: Any) -> Module:
-    """Check that `net` is a module."""
+    """Check that `net` is a module, and an instance."""
+    if isinstance(net, type) and issubclass(net, Module):
+        raise TypeError(f"net must be an instance: {net.__name__}(...), not {net.__name__}")
     if not isinstance(net, Module):
         raise TypeError(f"net must be an nn.Module, got {type(net).__name__}")
     return net

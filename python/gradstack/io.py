@@ -55,7 +55,9 @@ def save(
     Linear(in_features=4, out_features=8, bias=True)
     """
     from gradstack._architecture import OpaqueError, describe
+    from gradstack.functional import require_net
 
+    require_net(net)
     extra = dict(metadata or {})
     if _KEY in extra:
         raise ValueError(f"metadata key {_KEY!r} is taken by the architecture")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gradstack._arrays import as_count, as_real, as_vector
+from gradstack._arrays import as_count, as_real, as_vector, threads_of
 from gradstack._compiled import core_for, read, split_inputs
 from gradstack.functional import read_target, require_cost, require_net
 from gradstack.nn.cost import Cost, read_sample_weight
@@ -247,7 +247,7 @@ def _losses(
     weight = read_sample_weight(sample_weight, inputs.count, inputs.dtype, cost.reduction)
     if inputs.count == 0:
         raise ValueError("X has no samples, the average loss is undefined")
-    threads = 0 if num_threads is None else as_count(num_threads, "num_threads")
+    threads = threads_of(num_threads)
     core, evaluate = cost._core_cost(inputs.dtype), core_for(inputs.dtype).evaluate
     rows = np.ascontiguousarray(points, inputs.dtype)
     values = [

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gradstack._arrays import as_vector
+from gradstack._arrays import as_vector, threads_of
 from gradstack._calculus._jacobian import parameter_jacobian
-from gradstack._calculus._point import CostPoint, cost_point, require_samples, threads_of
+from gradstack._calculus._point import CostPoint, cost_point, require_samples
 from gradstack.nn.cost import Cost
 from gradstack.nn.module import Module
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gradstack._arrays import as_dtype
-from gradstack._calculus._point import Point, point, refuse_discrete, threads_of
+from gradstack._arrays import as_dtype, threads_of
+from gradstack._calculus._point import Point, point, refuse_discrete
 from gradstack._compiled import core_for
 from gradstack.nn.module import Module
 

@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from gradstack import _core
+from gradstack._arrays import threads_of
 from gradstack._calculus._point import (
     check_out,
     device_for,
     keep,
     point,
     refuse_discrete,
-    threads_of,
 )
 from gradstack._compiled import Compiled, core_for
 from gradstack.nn.module import Module

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gradstack._arrays import as_number, as_vector
-from gradstack._calculus._point import check_out, cost_point, require_samples, threads_of
+from gradstack._arrays import as_number, as_vector, threads_of
+from gradstack._calculus._point import check_out, cost_point, require_samples
 from gradstack.nn.cost import Cost
 from gradstack.nn.module import Module
 

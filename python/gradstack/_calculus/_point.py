@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from gradstack import _core
-from gradstack._arrays import as_count
 from gradstack._compiled import Compiled, Inputs, core_for, parameters_for, read, split_inputs
 from gradstack._device import open_device, require_float32
 from gradstack.functional import read_target, require_cost, require_net
@@ -115,11 +114,6 @@ def refuse_discrete(net: Module, compiled: Compiled) -> None:
             f"[{type(net).__name__}] the output of NearestNeighbour is discrete and has no "
             "derivative"
         )
-
-
-def threads_of(num_threads: int | None) -> int:
-    """`num_threads` as the core takes it: 0 is automatic."""
-    return 0 if num_threads is None else as_count(num_threads, "num_threads")
 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: Inputs) -> None:

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gradstack._arrays import as_dtype
-from gradstack._calculus._point import threads_of
+from gradstack._arrays import as_dtype, threads_of
 from gradstack._compiled import compiled_for, core_for
 from gradstack._data import read_data, settle_shapes
 from gradstack._problem import held_entries

@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read the output has gone; keep the interpreter from complaining at its exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
-    except (InputError, ValueError, OSError, ImportError) as error:
+    except (InputError, ValueError, OSError, ImportError, MemoryError) as error:
         return _fail(error, EXIT_BAD_INPUT)
     return EXIT_OK
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from gradstack import _core
 from gradstack.cli._table import DATA_SETS
 
 
@@ -23,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="gradstack",
         description="Train, use and inspect dense neural networks on tables.",
     )
+    parser.add_argument("--version", action="version", version=f"gradstack {_core.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
     _add_predict(commands)
@@ -231,6 +233,8 @@ def _whole(least: int) -> Callable[[str], int]:
         value = int(text)
         if value < least:
             raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        if value >= 1 << 63:
+            raise argparse.ArgumentTypeError(f"{value} is not less than 2**63")
         return value
 
     parse.__name__ = "whole number"

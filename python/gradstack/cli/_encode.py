@@ -30,7 +30,7 @@ def _numbers(table: Table, name: str) -> Array:
         kind = "missing" if np.isnan(numbers[bad[0]]) else "infinite"
         raise InputError(
             f"column {name!r} of {table.source} has {bad.size} {kind} values, the first in "
-            f"{table.row_name(int(bad[0]))}: fill them in, or leave the column out with --drop"
+            f"{table.row_name(int(bad[0]))}: fill them in, or train without the column (--drop)"
         )
     return numbers
 
@@ -45,7 +45,7 @@ def _texts(table: Table, name: str) -> list[str]:
         if item is None:
             raise InputError(
                 f"column {name!r} of {table.source} has missing values, the first in "
-                f"{table.row_name(row)}: fill them in, or leave the column out with --drop"
+                f"{table.row_name(row)}: fill them in, or train without the column (--drop)"
             )
     return list(values)
 

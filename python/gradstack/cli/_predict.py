@@ -8,7 +8,7 @@ import io
 import sys
 from typing import Any
 
-from gradstack._files import atomic_file
+from gradstack._files import atomic_file, require_directory
 from gradstack.cli._encode import encode_features
 from gradstack.cli._errors import InputError
 from gradstack.cli._model import load_model
@@ -18,6 +18,8 @@ from gradstack.cli._table import read_table
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Predict and write; returns what ``--json`` prints."""
+    if arguments.out:
+        require_directory(arguments.out)
     net, encoding = load_model(arguments.model)
     target = encoding.target
     if arguments.proba and not target.classes:

@@ -127,7 +127,8 @@ def _read_npz(path: str) -> Table:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except (ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise InputError(f"cannot read {path}: {error}") from None
+        why = "it has no arrays of numbers or text" if "pickle" in str(error) else error
+        raise InputError(f"cannot read {path}: {why}") from None
     columns: dict[str, Array] = {}
     for name, array in arrays.items():
         if array.ndim == 0:

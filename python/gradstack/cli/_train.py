@@ -32,6 +32,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     table = read_table(
         arguments.data, header=not arguments.no_header, delimiter=arguments.delimiter
     )
+    if not table.n_rows:
+        raise InputError(f"{table.source} has no rows to train on")
     for name in arguments.drop:
         table.column(name)
     target_name = arguments.target or table.target

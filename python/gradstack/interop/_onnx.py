@@ -10,6 +10,7 @@ import numpy as np
 
 from gradstack._compiled import trace_net
 from gradstack._files import atomic_file
+from gradstack.functional import require_net
 from gradstack.interop._onnx_ops import EMIT, OPSET, Builder
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def export_onnx(net: Module, path: str | os.PathLike[str], *, simplify: bool = F
         import onnx
     except ImportError:
         raise ImportError("export_onnx needs the package onnx: pip install onnx") from None
+    require_net(net)
     if simplify:
         from gradstack._simplify import simplify as simplify_net
 

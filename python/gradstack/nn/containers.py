@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, overload
 
@@ -10,17 +11,23 @@ from gradstack.nn.layers import Dropout, Flatten, _OverFeatures
 from gradstack.nn.module import Module, SampleHint
 
 
+def _require_module(owner: Module, name: str, module: Any) -> Module:
+    if isinstance(module, Module):
+        return module
+    got = type(module).__name__
+    if isinstance(module, type):
+        got = f"the class {module.__name__}: write {module.__name__}(...)"
+    elif isinstance(module, (list, tuple)):
+        got += ": modules are arguments of their own, as in (*modules)"
+    raise TypeError(f"[{type(owner).__name__}] item {name} must be an nn.Module, got {got}")
+
+
 class _Numbered(Module):
     """Submodules named "0", "1", ... or by the keys of a mapping."""
 
     def _add_all(self, modules: Iterable[tuple[str, Any]]) -> None:
         for name, module in modules:
-            if not isinstance(module, Module):
-                raise TypeError(
-                    f"[{type(self).__name__}] item {name} must be an nn.Module, got "
-                    f"{type(module).__name__}"
-                )
-            self.add_module(name, module)
+            self.add_module(name, _require_module(self, name, module))
 
     def _name_at(self, index: int) -> str:
         n = len(self._modules)
@@ -38,7 +45,7 @@ class _Numbered(Module):
         return iter(self._items())
 
     def __setitem__(self, index: int, module: Module) -> None:
-        name = self._name_at(index.__index__())
+        name = self._name_at(operator.index(index))
         self._add_all([(name, module)])
         self._bind()
 
@@ -51,7 +58,7 @@ class _Numbered(Module):
     def _get(self, index: Any) -> Any:
         if isinstance(index, slice):
             return type(self)(*self._items()[index])
-        return self._modules[self._name_at(index.__index__())]
+        return self._modules[self._name_at(operator.index(index))]
 
 
 class Sequential(_Numbered):
@@ -192,12 +199,7 @@ class _Branches(Module):
         if not modules:
             raise ValueError(f"[{type(self).__name__}] needs at least one module")
         for i, module in enumerate(modules):
-            if not isinstance(module, Module):
-                raise TypeError(
-                    f"[{type(self).__name__}] item {i} must be an nn.Module, got "
-                    f"{type(module).__name__}"
-                )
-            self.add_module(str(i), module)
+            self.add_module(str(i), _require_module(self, str(i), module))
 
     def _branches(self, x: Any) -> list[Any]:
         return [m(x) for m in self._modules.values() if m is not None]
@@ -260,7 +262,8 @@ class Residual(Module):
 
     def __init__(self, *modules: Module) -> None:
         super().__init__()
-        self.body = modules[0] if len(modules) == 1 else Sequential(*modules)
+        one = len(modules) == 1
+        self.body = _require_module(self, "0", modules[0]) if one else Sequential(*modules)
 
     def forward(self, x: Any) -> Any:
         """x + f(x)."""

@@ -224,13 +224,12 @@ class _CheckedCost:
         return self._checked(cost.hvp(ybar, y, v), ybar, ybar.shape, "hvp")
 
     def _checked(self, value: Any, ybar: Array, shape: tuple[int, ...], method: str) -> Array:
-        array = np.asarray(value)
+        owner = f"[{type(self.cost).__name__}]"
+        array = as_real(value, f"{owner} what {method} returned")
         if array.shape != shape:
-            raise ValueError(
-                f"[{type(self.cost).__name__}] {method} returned shape {array.shape}, expected "
-                f"{shape}"
-            )
-        return np.ascontiguousarray(array, ybar.dtype)
+            raise ValueError(f"{owner} {method} returned shape {array.shape}, expected {shape}")
+        with np.errstate(over="ignore"):  # an infinite loss is reported as such
+            return np.ascontiguousarray(array, ybar.dtype)
 
 
 def read_sample_weight(
@@ -348,7 +347,9 @@ class TableCost(Cost):
             return rows_of(array)
         if features == 1 and array.shape in ((count,), (count, 1)):
             return array.reshape(count, 1)
-        expected = shape if single else (count, *shape)
+        expected = f"{shape if single else (count, *shape)}"
+        if kind == "label_or_dense":
+            expected = f"class {'a label ()' if single else f'labels ({count},)'} or {expected}"
         got = array.shape[1:] if single else array.shape
         raise ValueError(f"[{owner}] y has shape {got}, expected {expected}")
 

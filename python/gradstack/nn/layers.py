@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gradstack import _random
-from gradstack._arrays import as_count, as_number, as_real
+from gradstack._arrays import as_count, as_flag, as_number, as_real
 from gradstack._flat import FLOATS, Parameter
 from gradstack._trace import ShapeError, Tracer, Var
 from gradstack.nn.layer import Layer, require_features, require_variable
@@ -88,9 +88,11 @@ class Linear(Layer):
         self.weight = Parameter(rng.uniform(-bound, bound, shape).astype(kind))
         self.register_parameter(
             "bias",
-            Parameter(rng.uniform(-bound, bound, self.out_features).astype(kind)) if bias else None,
+            Parameter(rng.uniform(-bound, bound, self.out_features).astype(kind))
+            if as_flag(bias, "bias")
+            else None,
         )
-        self.mask = None if mask is None else _as_mask(mask, shape)
+        self.mask = None if mask is None else read_mask(mask, shape)
 
     def _enter(self, tracer: Tracer, *xs: Any) -> Var:
         x = require_variable(self, xs)
@@ -120,10 +122,13 @@ class Linear(Layer):
         return text
 
 
-def _as_mask(mask: Any, shape: tuple[int, int]) -> Array:
+def read_mask(mask: Any, shape: tuple[int, int] | None = None) -> Array:
+    """A connectivity as a read-only array of bool."""
     array = as_real(mask, "mask")
-    if array.shape != shape:
-        raise ValueError(f"mask has shape {array.shape}, expected {shape}")
+    if array.ndim != 2 or 0 in array.shape or shape not in (None, array.shape):
+        raise ValueError(
+            f"mask has shape {array.shape}, expected {shape or '(out_features, in_features)'}"
+        )
     if not np.isin(array, (0, 1)).all():
         raise ValueError("mask must hold only 0 and 1 (False and True)")
     result = array.astype(bool)
@@ -174,7 +179,7 @@ class Dropout(Layer):
     Parameters
     ----------
     p : float
-        In [0, 1].
+        In [0, 1): with 1 nothing would be left to scale.
     inplace : bool
         Accepted as PyTorch's; without effect.
     """
@@ -182,6 +187,8 @@ class Dropout(Layer):
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
         super().__init__()
         self.p = as_number(p, "p", low=0.0, high=1.0)
+        if self.p == 1:
+            raise ValueError("p must be less than 1")
 
     def _enter(self, tracer: Tracer, *xs: Any) -> Var:
         x = require_variable(self, xs)

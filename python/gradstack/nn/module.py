@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABCMeta
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -48,6 +49,17 @@ class _ModuleMeta(ABCMeta):
         if "_modules" in module.__dict__:
             module._bind()
         return module
+
+    # help() and editors would otherwise show the signature of __call__ above.
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        for base in cls.__mro__:
+            if isinstance(stated := base.__dict__.get("__signature__"), inspect.Signature):
+                return stated
+            if "__init__" in base.__dict__:
+                signature = inspect.signature(base.__dict__["__init__"])
+                return signature.replace(parameters=[*signature.parameters.values()][1:])
+        raise AttributeError("__signature__")
 
     # Short calls were settled for the __call__ before.
     def __setattr__(cls, name: str, value: Any) -> None:
@@ -128,6 +140,8 @@ class Module(ModuleTree, _core.NetBase, metaclass=_ModuleMeta):
         # The same memory keeps the same array object.
         if not _flat.same_memory(state["_w"], w):
             state["_w"] = w
+        elif not state["_w"].flags.writeable:  # the parameters were elsewhere, and are back
+            state["_w"].flags.writeable = True
         state["_w_clock"] = clock.now
 
     @property

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from gradstack import _core, _random
-from gradstack._arrays import as_count, as_real
+from gradstack._arrays import as_count, as_flag, as_real
 from gradstack._flat import Parameter
 from gradstack._trace import Tracer, Var
 from gradstack.nn.layer import Layer, require_features, require_variable
-from gradstack.nn.layers import net_dtype
+from gradstack.nn.layers import net_dtype, read_mask
 from gradstack.nn.module import Array, SampleHint
 
 
@@ -87,7 +87,7 @@ class SparseLinear(Layer):
         self.register_parameter(
             "bias",
             Parameter((rng.uniform(-1.0, 1.0, self.out_features) * bound).astype(kind))
-            if bias
+            if as_flag(bias, "bias")
             else None,
         )
 
@@ -110,11 +110,7 @@ class SparseLinear(Layer):
         bias, dtype, generator
             As for the class.
         """
-        array = as_real(mask, "mask")
-        if array.ndim != 2 or 0 in array.shape:
-            raise ValueError(f"mask has shape {array.shape}, expected (out_features, in_features)")
-        if not np.isin(array, (0, 1)).all():
-            raise ValueError("mask must hold only 0 and 1 (False and True)")
+        array = read_mask(mask)
         out, n = array.shape
         return cls(n, out, np.argwhere(array), bias, dtype=dtype, generator=generator)
 

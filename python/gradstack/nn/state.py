@@ -63,7 +63,9 @@ def load_state(module: Module, state_dict: Any, strict: bool) -> LoadResult:
                 f"[{owner}] load_state_dict: {other[0]!r} and {name!r} are one parameter but "
                 "have different values"
             )
-        loaded.append((parameter, array))
+        # What lies in the net itself may be overwritten before its turn comes.
+        inside = np.may_share_memory(array, module.w)
+        loaded.append((parameter, array.copy() if inside else array))
     for parameter, array in loaded:
         parameter[...] = array
     return LoadResult(missing, unexpected)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradstack import _core
-from gradstack._arrays import as_number, as_vector
+from gradstack._arrays import as_flag, as_number, as_vector
 from gradstack._compiled import core_for, known_shapes
 from gradstack._flat import clock
 from gradstack.optim.schedules import Lr
@@ -92,7 +92,7 @@ class Optimizer:
         shared = {
             "clip_norm": None if clip_norm is None else positive(clip_norm, "clip_norm"),
             "clip_value": None if clip_value is None else positive(clip_value, "clip_value"),
-            "decay_bias": bool(decay_bias),
+            "decay_bias": as_flag(decay_bias, "decay_bias"),
         }
         self.__dict__.update(_arguments={**arguments, **shared}, _owner=None)
         self.lr = lr

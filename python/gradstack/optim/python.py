@@ -41,6 +41,13 @@ class PythonOptimizer(Optimizer):
         super().reset()
         self._start()
 
+    def require_device(self, device: str) -> None:
+        """Refuse to train anywhere but on the CPU."""
+        if device != "cpu":
+            raise ValueError(
+                f"[{type(self).__name__}] trains on the CPU only, got device {device!r}"
+            )
+
     def step(self, problem: Problem, w: Array, lr: float) -> float:
         """One step on a batch, changing w in place; the loss before it."""
         loss = self._step(_Clipped(problem, self), w, lr)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from gradstack._arrays import as_number
+from gradstack._arrays import as_flag, as_number
 from gradstack.optim.base import RULES, RuleOptimizer, RuleRow
 from gradstack.optim.schedules import Lr
 
@@ -93,11 +93,20 @@ class SGD(RuleOptimizer):
             "momentum": _not_negative(momentum, "momentum"),
             "dampening": as_number(dampening, "dampening"),
             "weight_decay": _not_negative(weight_decay, "weight_decay"),
-            "nesterov": bool(nesterov),
+            "nesterov": as_flag(nesterov, "nesterov"),
         }
         if nesterov and (hyper["momentum"] == 0.0 or hyper["dampening"] != 0.0):
             raise ValueError("nesterov needs a momentum and zero dampening")
         super().__init__(lr, hyper, clip_norm, clip_value, decay_bias)
+
+
+def _adam_hyper(betas: Any, eps: Any, weight_decay: Any, amsgrad: Any) -> dict[str, Any]:
+    return {
+        "betas": _betas(betas),
+        "eps": _not_negative(eps, "eps"),
+        "weight_decay": _not_negative(weight_decay, "weight_decay"),
+        "amsgrad": as_flag(amsgrad, "amsgrad"),
+    }
 
 
 class Adam(RuleOptimizer):
@@ -133,12 +142,7 @@ class Adam(RuleOptimizer):
         clip_value: float | None = None,
         decay_bias: bool = True,
     ) -> None:
-        hyper = {
-            "betas": _betas(betas),
-            "eps": _not_negative(eps, "eps"),
-            "weight_decay": _not_negative(weight_decay, "weight_decay"),
-            "amsgrad": bool(amsgrad),
-        }
+        hyper = _adam_hyper(betas, eps, weight_decay, amsgrad)
         super().__init__(lr, hyper, clip_norm, clip_value, decay_bias)
 
 
@@ -175,12 +179,7 @@ class AdamW(RuleOptimizer):
         clip_value: float | None = None,
         decay_bias: bool = True,
     ) -> None:
-        hyper = {
-            "betas": _betas(betas),
-            "eps": _not_negative(eps, "eps"),
-            "weight_decay": _not_negative(weight_decay, "weight_decay"),
-            "amsgrad": bool(amsgrad),
-        }
+        hyper = _adam_hyper(betas, eps, weight_decay, amsgrad)
         super().__init__(lr, hyper, clip_norm, clip_value, decay_bias)
 
 
@@ -225,7 +224,7 @@ class RMSprop(RuleOptimizer):
             "eps": _not_negative(eps, "eps"),
             "weight_decay": _not_negative(weight_decay, "weight_decay"),
             "momentum": _not_negative(momentum, "momentum"),
-            "centered": bool(centered),
+            "centered": as_flag(centered, "centered"),
         }
         super().__init__(lr, hyper, clip_norm, clip_value, decay_bias)
 
@@ -353,7 +352,7 @@ class NAdam(RuleOptimizer):
             "eps": _not_negative(eps, "eps"),
             "weight_decay": _not_negative(weight_decay, "weight_decay"),
             "momentum_decay": _not_negative(momentum_decay, "momentum_decay"),
-            "decoupled_weight_decay": bool(decoupled_weight_decay),
+            "decoupled_weight_decay": as_flag(decoupled_weight_decay, "decoupled_weight_decay"),
         }
         super().__init__(lr, hyper, clip_norm, clip_value, decay_bias)
 

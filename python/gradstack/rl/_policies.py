@@ -38,9 +38,14 @@ class Categorical:
             logits = ybar.tolist()
             peak = max(logits)
             steps = list(accumulate([exp(x - peak) for x in logits]))
+            if not steps[-1] >= 1.0:  # the peak alone gives 1
+                raise ValueError(f"ybar holds NaN or infinity: {logits}")
             return bisect_left(steps, steps[-1] * (1.0 - rng.random()))
         mass = np.exp(np.subtract(ybar, ybar.max(axis=1, keepdims=True), dtype=np.float64))
         sums = np.cumsum(mass, axis=1)
+        good = sums[:, -1] >= 1.0
+        if not good.all():
+            raise ValueError(f"ybar holds NaN or infinity in row {good.argmin()}")
         # The threshold lies in (0, sum]: an action of probability 0 is never its first upper bound.
         threshold = sums[:, -1] * (1.0 - rng.random(len(sums)))
         return np.sum(sums < threshold[:, None], axis=1)
@@ -71,7 +76,9 @@ class Gaussian:
     @staticmethod
     def sample(ybar: Array, rng: np.random.Generator) -> Array:
         """Draw actions, (m,) for one state, (B, m) for a batch, in the dtype of ybar."""
-        m = ybar.shape[-1] // 2
+        m, odd = divmod(ybar.shape[-1], 2)
+        if odd:
+            raise ValueError(f"ybar has shape {ybar.shape}, expected (2 m,) or (B, 2 m)")
         noise = rng.standard_normal((*ybar.shape[:-1], m), dtype=ybar.dtype)
         noise *= np.exp(ybar[..., m:])
         noise += ybar[..., :m]
