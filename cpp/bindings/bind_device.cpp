@@ -84,6 +84,7 @@ std::vector<std::string> epilogues(const Device& device, const std::string& name
   op.id = find_op(name.c_str());
   if (op.id < 0) throw py::value_error("op: there is no function '" + name + "'");
   for (int i = 0; i < op_info(op.id).n_params; ++i) op.p[i] = op_info(op.id).params[i].value;
+  const py::gil_scoped_release release;
   const std::lock_guard<std::mutex> lock(device.queue->mutex());
   const DeviceBuffer matrix(device.queue, n * n, type, "matrices");
   const DeviceArray<float> vector(device.queue, n, "matrices");
