@@ -443,10 +443,14 @@ bool CudaQueue::matmul(const DeviceGemm& g, const Epilogue& epilogue, bool run) 
   }
   if (!found->second.found || !run) return found->second.found;
   const float one = 1, beta = g.accumulate ? 1.0F : 0.0F;
-  check(cublasLtMatmul(blas_, operation.handle, &one, g.b.data, a.handle, g.a.data, b.handle, &beta,
-                       g.c.data, c.handle, g.c.data, c.handle, &found->second.algo, workspace_,
-                       kWorkspace, launch_.stream),
-        "matrix product");
+  const cublasStatus_t status = cublasLtMatmul(
+      blas_, operation.handle, &one, g.b.data, a.handle, g.a.data, b.handle, &beta, g.c.data,
+      c.handle, g.c.data, c.handle, &found->second.algo, workspace_, kWorkspace, launch_.stream);
+  // What was offered may still be refused, before anything is queued.
+  const bool refused =
+      status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE;
+  if (refused && epilogue.kind != CUBLASLT_EPILOGUE_DEFAULT) return found->second.found = false;
+  check(status, "matrix product");
   if (launch_.wait) wait("a matrix product");
   return true;
 }
