@@ -79,7 +79,7 @@ struct HostLaunch {
     }
     last = name;
     kernels.add({name, f});
-    if (wait || kernels.waiting() > kMostWaiting) finish(name);
+    if (wait || kernels.waiting() > kMostWaiting) run_all(name);
   }
   void run(const HostCall& call) {
     if (call.name == failing && --fails_at == 0) failed = true;
@@ -87,8 +87,13 @@ struct HostLaunch {
     ++ran[call.name];
     call.body();
   }
-  // Runs all that waits. `what` is being done meanwhile.
+  // The host waits for all that was queued; `what` is being done meanwhile.
   void finish(const std::string& what) {
+    ++waits;
+    run_all(what);
+  }
+  Index waits = 0;
+  void run_all(const std::string& what) {
     const auto lock = hold();
     try {
       kernels.run(kernels.queued(), [this](const HostCall& each) { run(each); });
@@ -202,6 +207,8 @@ class EmulatedQueue final : public KernelQueue<HostLaunch> {
     launch_.fails_at = time;
   }
   void run_warps_in_threads() { launch_.warps_in_threads = true; }
+  // How often the host has waited for kernels.
+  Index waits() const { return launch_.waits; }
   // How often a kernel has run.
   Index ran(const std::string& kernel) {
     synchronize();
