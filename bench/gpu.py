@@ -23,99 +23,20 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bench import gpu_calculus
+from bench.gpu_loads import LOADS, LR, PRECISIONS, SMOKE, Task
 from bench.timing import interleave
 
 ROOT = pathlib.Path(__file__).parent.parent
 MINUTES = 9.0
 
 
-@dataclass(frozen=True)
-class Load:
-    """A net, its data and how it is trained."""
-
-    name: str
-    widths: tuple[int, ...]
-    samples: int
-    batch: int
-    cost: str  # "cross_entropy" or "mse"
-    momentum: float
-
-    @property
-    def steps(self) -> int:
-        """Steps of an epoch; all loads divide evenly so that nobody records two shapes."""
-        return self.samples // self.batch
-
-    def flops(self) -> float:
-        """Useful operations of an epoch: 6 per weight and sample, less the first layer's dC/dx."""
-        sizes = [a * b for a, b in zip(self.widths, self.widths[1:], strict=False)]
-        return self.samples * (6.0 * sum(sizes) - 2.0 * sizes[0])
-
-    def fused_bytes(self) -> float:
-        """What the fused MLP moves to and from memory in an epoch, at least.
-
-        A sample's x is gathered (read, written) and read forward and backward; y is gathered and
-        read by the cost, which reads ybar and writes its gradient, each written or read once more
-        by the MLP; hidden layers are written and read as halves.
-        """
-        x, y, hidden = 4.0 * self.widths[0], 4.0 * self.widths[-1], 2.0 * sum(self.widths[1:-1])
-        return self.samples * (4 * x + 7 * y + 2 * hidden)
-
-
-LOADS = (
-    Load("mnist", (784, 256, 128, 10), 60_032, 128, "cross_entropy", 0.9),
-    Load("wide", (1024, 1024, 1024, 1024), 1 << 15, 4096, "mse", 0.0),
-    Load("narrow", (64, 64, 64, 64, 64), 1 << 20, 1 << 18, "mse", 0.0),
-)
-SMOKE = (Load("smoke", (8, 16, 4), 256, 32, "cross_entropy", 0.9),)
-LR = 0.01
-PRECISIONS = ("float32", "tf32", "bf16")
 FUSED = "gradstack fused, bf16"
-
-
-class Task:
-    """A load with its data and first weights."""
-
-    def __init__(self, load: Load) -> None:
-        rng = np.random.default_rng(0)
-        self.load = load
-        self.x = rng.normal(size=(load.samples, load.widths[0])).astype(np.float32)
-        out = load.widths[-1]
-        self.y: npt.NDArray[Any] = (
-            rng.integers(0, out, load.samples)
-            if load.cost == "cross_entropy"
-            else rng.normal(size=(load.samples, out)).astype(np.float32)
-        )
-        self.layers = [
-            (
-                rng.normal(size=(o, i), scale=i**-0.5).astype(np.float32),
-                np.zeros(o, np.float32),
-            )
-            for i, o in zip(load.widths, load.widths[1:], strict=False)
-        ]
-
-    def net(self, dtype: Any = np.float32) -> Any:
-        """The net in gradstack."""
-        from gradstack import nn
-
-        blocks: list[Any] = []
-        for weight, bias in self.layers:
-            layer = nn.Linear(weight.shape[1], weight.shape[0], dtype=dtype)
-            layer.weight, layer.bias = weight, bias
-            blocks += [layer, nn.ReLU()]
-        return nn.Sequential(*blocks[:-1])
-
-    def cost(self) -> Any:
-        """The cost in gradstack."""
-        from gradstack import nn
-
-        return nn.CrossEntropyLoss() if self.load.cost == "cross_entropy" else nn.MSELoss()
 
 
 def build() -> None:
@@ -154,17 +75,30 @@ def case_list() -> str:
     return "\n".join(lines[-20:] if done.returncode else lines[-1:])
 
 
-def gradient_error(task: Task, precision: str = "float32", fused: str = "") -> float:
+@contextlib.contextmanager
+def asked(fused: str, epilogues: bool) -> Iterator[None]:
+    """What is planned meanwhile may use the fused MLP in these halves, and epilogues."""
+    wanted = {"GRADSTACK_CUDA_FUSED": fused, "GRADSTACK_CUDA_EPILOGUES": str(int(epilogues))}
+    before = {name: os.environ.get(name, "") for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
+def gradient_error(
+    task: Task, precision: str = "float32", fused: str = "", epilogues: bool = False
+) -> float:
     """Largest error of the device's gradient against float64, relative to the largest entry."""
     import gradstack as gs
 
-    os.environ["GRADSTACK_CUDA_FUSED"] = fused
     count = min(task.load.batch, 4096)
     x, y = task.x[:count], task.y[:count]
     _, expected = gs.value_and_grad(task.net(np.float64), task.cost(), x, y)
     net = task.net().to("cuda", precision=precision)
-    _, dw = gs.value_and_grad(net, task.cost(), x, y)
-    os.environ["GRADSTACK_CUDA_FUSED"] = ""
+    with asked(fused, epilogues):
+        _, dw = gs.value_and_grad(net, task.cost(), x, y)
     return float(np.abs(dw - expected).max() / np.abs(expected).max())
 
 
@@ -199,7 +133,9 @@ def limits(smoke: bool) -> tuple[float, dict[str, float]]:
     return copied / seconds(lambda: target.copy_(source)), rates
 
 
-def gradstack_run(task: Task, precision: str = "float32", fused: str = "") -> Callable[[int], None]:
+def gradstack_run(
+    task: Task, precision: str = "float32", fused: str = "", epilogues: bool = False
+) -> Callable[[int], None]:
     """`fit` with the data resident; one call makes all epochs. `fused`: the fused MLP's halves."""
     import gradstack as gs
     from gradstack import optim
@@ -215,9 +151,8 @@ def gradstack_run(task: Task, precision: str = "float32", fused: str = "") -> Ca
     assert gs  # the package is loaded before anything is timed
 
     def run(epochs: int) -> None:
-        os.environ["GRADSTACK_CUDA_FUSED"] = fused  # read when the first step is planned
-        engine.advance(epochs * task.load.steps)
-        os.environ["GRADSTACK_CUDA_FUSED"] = ""
+        with asked(fused, epilogues):  # read when the first step is planned
+            engine.advance(epochs * task.load.steps)
 
     return run
 
@@ -334,6 +269,9 @@ def competitors(task: Task, smoke: bool) -> Iterator[tuple[str, Callable[[], Any
     yield "gradstack, data in chunks", lambda: in_chunks(lambda: gradstack_run(task))
     yield "gradstack, tf32", lambda: gradstack_run(task, "tf32")
     yield "gradstack, bf16", lambda: gradstack_run(task, "bf16")
+    for precision in PRECISIONS:
+        name = f"gradstack epilogues, {precision}"
+        yield name, functools.partial(gradstack_run, task, precision, epilogues=True)
     if max(task.load.widths[1:]) <= 128:
         yield FUSED, lambda: gradstack_run(task, fused="bf16")
     yield "PyTorch eager", lambda: torch_run(task, "eager", device)
@@ -361,8 +299,9 @@ def measure(
 ) -> dict[str, Any]:
     """Seconds of an epoch for everybody who takes part."""
     load = task.load
-    errors = {precision: gradient_error(task, precision) for precision in PRECISIONS}
-    result: dict[str, Any] = {**asdict(load), "gradient error": errors}
+    result: dict[str, Any] = asdict(load)
+    for epilogues, title in ((False, "gradient error"), (True, "gradient error, epilogues")):
+        result[title] = {p: gradient_error(task, p, epilogues=epilogues) for p in PRECISIONS}
     runs: dict[str, Callable[[int], None]] = {}
     for name, make in competitors(task, smoke):
         # A peer that cannot run here must not cost the others their figures.
@@ -397,8 +336,9 @@ def show(row: dict[str, Any]) -> None:
     """Print a table of one load."""
     widths = "-".join(map(str, row["widths"]))
     print(f"\n{row['name']}: {widths}, {row['samples']} samples, batch {row['batch']}")
-    errors = ", ".join(f"{e:.1e} in {p}" for p, e in row["gradient error"].items())
-    print(f"  gradient error against float64: {errors}")
+    for title in ("gradient error", "gradient error, epilogues"):
+        errors = ", ".join(f"{e:.1e} in {p}" for p, e in row[title].items())
+        print(f"  {title}, against float64: {errors}")
     for name, timing in row.items():
         if name == "fused roofline":
             print(
@@ -455,6 +395,9 @@ def main() -> None:
         sys.exit(check(open_device("cuda").name, arguments.check))
     report: dict[str, Any] = {"device": open_device("cuda").name, "loads": [], "derivatives": []}
     print(f"device: {report['device']}")
+    report["epilogues"] = {p: open_device("cuda").epilogues("relu", p) for p in PRECISIONS}
+    for precision, found in report["epilogues"].items():
+        print(f"epilogues of ReLU in {precision}: {', '.join(found) or 'none that may be used'}")
     if not arguments.no_tests:
         report["tests"] = case_list()
         print(report["tests"])

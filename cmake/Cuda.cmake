@@ -26,7 +26,8 @@ else()
   set(cuda_sources cpp/cuda/cuda_queue.cpp cpp/cuda/cuda_lines.cpp)
 endif()
 
-pybind11_add_module(_cuda MODULE NO_EXTRAS cpp/cuda/module.cpp ${cuda_sources})
+pybind11_add_module(_cuda MODULE NO_EXTRAS
+  cpp/cuda/module.cpp cpp/cuda/products.cpp ${cuda_sources})
 target_compile_definitions(_cuda PRIVATE GRADSTACK_VERSION="${PROJECT_VERSION}"
   GRADSTACK_CUDA_EMULATED=$<BOOL:${GRADSTACK_CUDA_EMULATED}>)
 target_include_directories(_cuda PRIVATE ${PROJECT_SOURCE_DIR}/cpp/include ${PROJECT_SOURCE_DIR}/cpp/cuda)

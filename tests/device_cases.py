@@ -1,12 +1,14 @@
-"""What tests of devices share: tolerances, copies on a device, costs with their targets."""
+"""What tests of devices share: tolerances, comparisons with the CPU, costs with their targets."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 
-from gradstack import nn
+import gradstack as gs
+from gradstack import nn, optim
 
 Array = np.ndarray
 
@@ -62,3 +64,71 @@ def target(kind: str, n: int, rng: np.random.Generator) -> Array:
     if kind == "half":
         return dense[:, :2]
     return np.sign(dense) if kind == "sign" else dense
+
+
+def compare(device: str, net: nn.Module, xs: tuple[Array, ...], rng: np.random.Generator) -> None:
+    """Values and reverse-mode derivatives of a net on both devices."""
+    other = on(device, net)
+    x = xs if len(xs) > 1 else xs[0]
+    y, pullback = gs.vjp(net, x)
+    z, other_pullback = gs.vjp(other, x)
+    several = isinstance(y, tuple)
+    for a, b in zip(y if several else (y,), z if several else (z,), strict=True):
+        close(b, a)
+    call, other_call = net(*xs), other(*xs)
+    for a, b in zip(*((c if several else (c,)) for c in (call, other_call)), strict=True):
+        close(b, a)
+    dy = [rng.normal(size=a.shape).astype(np.float32) for a in (y if several else (y,))]
+    for _ in range(2):  # a pullback can be called again
+        dx, dw = pullback(tuple(dy) if several else dy[0])
+        dx2, dw2 = other_pullback(tuple(dy) if several else dy[0])
+        many = isinstance(dx, tuple)
+        for a, b in zip(dx if many else (dx,), dx2 if many else (dx2,), strict=True):
+            close(b, a, 1 + np.abs(a).max())
+        close(dw2, dw, 1 + np.abs(dw).max(initial=0))
+
+
+def fits(
+    device: str,
+    net: nn.Module,
+    x: Any,
+    y: Any,
+    cost: nn.Cost,
+    optimizer: optim.Optimizer,
+    scale: float = 1.0,
+    **options: Any,
+) -> tuple[nn.Module, gs.History]:
+    """Train copies of a net on both devices; they must agree. Returns what the device made."""
+    options = {"batch_size": 16, "epochs": 3, **options}
+    other, other_optimizer = net.copy(), copy.deepcopy(optimizer)
+    expected = gs.fit(net, x, y, cost=cost, optimizer=optimizer, **options)
+    history = gs.fit(other, x, y, cost=cost, optimizer=other_optimizer, device=device, **options)
+    close(history.loss, expected.loss, scale)
+    close(other.w, net.w, scale)
+    assert other_optimizer.t == optimizer.t
+    for name, state in optimizer.state.items():
+        close(other_optimizer.state[name], state, scale)
+    return other, history
+
+
+def problem(rng: np.random.Generator, n: int = 75) -> tuple[nn.Module, Array, Array]:
+    net = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 4))
+    x = rng.normal(size=(n, 6)).astype(np.float32)
+    return net, x, rng.integers(0, 4, n)
+
+
+OPTIMISERS = {
+    "sgd": optim.SGD(lr=0.05),
+    "momentum": optim.SGD(lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "clip norm": optim.SGD(lr=0.05, momentum=0.9, clip_norm=0.1),
+    "clip value": optim.SGD(lr=0.05, clip_value=0.01),
+    "no decay of biases": optim.SGD(lr=0.05, weight_decay=0.5, decay_bias=False),
+    "adam": optim.Adam(lr=0.01, amsgrad=True),
+    "adamw": optim.AdamW(lr=0.01),
+    "rmsprop": optim.RMSprop(lr=0.01, momentum=0.5, centered=True),
+    "adagrad": optim.Adagrad(lr=0.05),
+    "adadelta": optim.Adadelta(),
+    "nadam": optim.NAdam(lr=0.01),
+    "lion": optim.Lion(lr=1e-3),
+    "schedule": optim.SGD(lr=lambda step: 0.1 / (1 + step)),
+}

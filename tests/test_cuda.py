@@ -1,4 +1,4 @@
-"""device="cuda" against the CPU, case by case, and what it says when something is missing.
+"""device="cuda" against the CPU, case by case.
 
 The cases run on a GPU where there is one, or on the emulated device of a build with
 GRADSTACK_CUDA_EMULATED; elsewhere they are skipped with the reason.
@@ -6,47 +6,24 @@ GRADSTACK_CUDA_EMULATED; elsewhere they are skipped with the reason.
 
 from __future__ import annotations
 
-import importlib
+import copy
 import os
 import pathlib
 import re
 import subprocess
 import sys
-import types
 from typing import Any
 
 import numpy as np
 import pytest
 
 import gradstack as gs
-from device_cases import COSTS, close, on, target
+from device_cases import COSTS, OPTIMISERS, close, compare, fits, on, problem, target
 from gradstack import _compiled, _core, _device, nn, optim
 from oracle_nets import BOUNDED, KINKED, SMOOTH
 from random_nets import random_net
 
 Array = np.ndarray
-
-
-def compare(device: str, net: nn.Module, xs: tuple[Array, ...], rng: np.random.Generator) -> None:
-    """Values and reverse-mode derivatives of a net on both devices."""
-    other = on(device, net)
-    x = xs if len(xs) > 1 else xs[0]
-    y, pullback = gs.vjp(net, x)
-    z, other_pullback = gs.vjp(other, x)
-    several = isinstance(y, tuple)
-    for a, b in zip(y if several else (y,), z if several else (z,), strict=True):
-        close(b, a)
-    call, other_call = net(*xs), other(*xs)
-    for a, b in zip(*((c if several else (c,)) for c in (call, other_call)), strict=True):
-        close(b, a)
-    dy = [rng.normal(size=a.shape).astype(np.float32) for a in (y if several else (y,))]
-    for _ in range(2):  # a pullback can be called again
-        dx, dw = pullback(tuple(dy) if several else dy[0])
-        dx2, dw2 = other_pullback(tuple(dy) if several else dy[0])
-        many = isinstance(dx, tuple)
-        for a, b in zip(dx if many else (dx,), dx2 if many else (dx2,), strict=True):
-            close(b, a, 1 + np.abs(a).max())
-        close(dw2, dw, 1 + np.abs(dw).max(initial=0))
 
 
 @pytest.mark.parametrize("name", [*SMOOTH, *KINKED, *BOUNDED])
@@ -119,58 +96,8 @@ def test_every_kind_of_cost(cuda: str, rng: np.random.Generator, name: str, weig
     close(dw2, dw, 1 + np.abs(dw).max())
 
 
-def fits(
-    device: str,
-    net: nn.Module,
-    x: Any,
-    y: Any,
-    cost: nn.Cost,
-    optimizer: optim.Optimizer,
-    scale: float = 1.0,
-    **options: Any,
-) -> tuple[nn.Module, gs.History]:
-    """Train copies of a net on both devices; they must agree. Returns what the device made."""
-    import copy
-
-    options = {"batch_size": 16, "epochs": 3, **options}
-    other, other_optimizer = net.copy(), copy.deepcopy(optimizer)
-    expected = gs.fit(net, x, y, cost=cost, optimizer=optimizer, **options)
-    history = gs.fit(other, x, y, cost=cost, optimizer=other_optimizer, device=device, **options)
-    close(history.loss, expected.loss, scale)
-    close(other.w, net.w, scale)
-    assert other_optimizer.t == optimizer.t
-    for name, state in optimizer.state.items():
-        close(other_optimizer.state[name], state, scale)
-    return other, history
-
-
-def problem(rng: np.random.Generator, n: int = 75) -> tuple[nn.Module, Array, Array]:
-    net = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 4))
-    x = rng.normal(size=(n, 6)).astype(np.float32)
-    return net, x, rng.integers(0, 4, n)
-
-
-OPTIMISERS = {
-    "sgd": optim.SGD(lr=0.05),
-    "momentum": optim.SGD(lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
-    "clip norm": optim.SGD(lr=0.05, momentum=0.9, clip_norm=0.1),
-    "clip value": optim.SGD(lr=0.05, clip_value=0.01),
-    "no decay of biases": optim.SGD(lr=0.05, weight_decay=0.5, decay_bias=False),
-    "adam": optim.Adam(lr=0.01, amsgrad=True),
-    "adamw": optim.AdamW(lr=0.01),
-    "rmsprop": optim.RMSprop(lr=0.01, momentum=0.5, centered=True),
-    "adagrad": optim.Adagrad(lr=0.05),
-    "adadelta": optim.Adadelta(),
-    "nadam": optim.NAdam(lr=0.01),
-    "lion": optim.Lion(lr=1e-3),
-    "schedule": optim.SGD(lr=lambda step: 0.1 / (1 + step)),
-}
-
-
 @pytest.mark.parametrize("name", OPTIMISERS)
 def test_training_with_every_rule(cuda: str, rng: np.random.Generator, name: str) -> None:
-    import copy
-
     net, x, y = problem(rng)
     # The signs and quotients of tiny gradients magnify rounding.
     scale = 50.0 if name in ("lion", "adadelta", "rmsprop", "adam", "nadam", "adamw") else 1.0
@@ -389,7 +316,7 @@ assert not np.array_equal(net.w, before)
 
 
 def test_a_full_device_says_what_was_wanted_and_works_on(cuda: str) -> None:
-    if not importlib.import_module("gradstack._cuda").emulated:
+    if not _device._load().emulated:
         pytest.skip("only the emulated device can be made small")
     done = subprocess.run(
         [sys.executable, "-c", FULL_DEVICE],
@@ -405,75 +332,6 @@ def test_a_full_device_says_what_was_wanted_and_works_on(cuda: str) -> None:
 def test_copies_are_on_the_cpu(cuda: str) -> None:
     net = nn.Linear(2, 1).to(cuda)
     assert (net.device, net.copy().device, net.to("cpu").device) == (cuda, "cpu", "cpu")
-
-
-# What is said where something is missing; these run everywhere. -----------------------------------
-
-
-def fake(monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
-    monkeypatch.setitem(sys.modules, "gradstack._cuda", module)
-    monkeypatch.setattr(_device, "_opened", {})
-
-
-def module_with(devices: tuple[int, int, str], version: str = _core.__version__) -> Any:
-    def opened(_: int) -> Any:
-        raise AssertionError("must not be opened")
-
-    return types.SimpleNamespace(__version__=version, devices=lambda: devices, open=opened)
-
-
-MISSING = [
-    (None, r"no CUDA module.*GRADSTACK_CUDA=ON"),
-    (module_with((0, 0, "no driver")), "no NVIDIA driver"),
-    (module_with((0, 13000, "no CUDA-capable device is detected")), r"13\.0.*no CUDA-capable"),
-    (module_with((1, 13000, ""), "0.0.0"), r"version 0\.0\.0"),
-]
-
-
-@pytest.mark.parametrize(("module", "message"), MISSING)
-def test_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, module: Any, message: str) -> None:
-    fake(monkeypatch, module)
-    net, x = nn.Linear(2, 1), np.zeros((4, 2))
-    with pytest.raises(RuntimeError, match=message):
-        gs.fit(net, x, x[:, :1], cost=nn.MSELoss(), optimizer=optim.SGD(), device="cuda")
-    with pytest.raises(RuntimeError, match=message):
-        gs.Trainer(net, nn.MSELoss(), optim.SGD(), device="cuda:0")
-    with pytest.raises(RuntimeError, match=message):
-        net.to("cuda")
-    assert net.device == "cpu"
-
-
-def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake(monkeypatch, module_with((2, 13000, "")))
-    with pytest.raises(RuntimeError, match=r"'cuda:2'.*has 2"):
-        nn.Linear(2, 1).to("cuda:2")
-
-
-def test_a_library_that_does_not_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    def load(name: str) -> Any:
-        raise ImportError("libcublasLt.so.13: cannot open shared object file")
-
-    fake(monkeypatch, None)
-    monkeypatch.setattr(importlib, "import_module", load)
-    with pytest.raises(RuntimeError, match=r"libcublasLt\.so\.13.*gradstack\[cuda\]"):
-        nn.Linear(2, 1).to("cuda")
-
-
-@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:-1", "CUDA", "", None, 0])
-def test_unknown_devices(device: Any) -> None:
-    with pytest.raises(ValueError, match="device must be"):
-        nn.Linear(2, 1).to(device)
-
-
-def test_this_machine_says_what_it_lacks() -> None:
-    """With whatever is installed here: it opens, or the error names the missing part."""
-    try:
-        said = _device.open_device("cuda").name
-    except _device.DeviceMissingError as error:
-        said = str(error)
-        assert not os.environ.get("GRADSTACK_REQUIRE_CUDA"), said
-        said = said.partition("'cuda': ")[2]
-    assert said
 
 
 def test_short_calls_stay_with_the_cpu(

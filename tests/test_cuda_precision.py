@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 import gradstack as gs
+from device_cases import OPTIMISERS, problem
 from dlpack_producer import Producer
 from gradstack import _device, nn, optim
 from oracle_nets import BOUNDED, KINKED, SMOOTH
 from random_nets import random_net
-from test_cuda import OPTIMISERS, problem
 
 Array = np.ndarray
 HALVES = ["bf16", "fp16"]

@@ -73,6 +73,45 @@ Floats from_half(const Device& device, const Bits& bits, const std::string& prec
   return values;
 }
 
+// What the device makes of a function in the same call as a matrix product of 128 cubed: "forward",
+// "bits" for the backward pass, "backward", and with it the "sums" that are the bias's gradient.
+std::vector<std::string> epilogues(const Device& device, const std::string& name,
+                                   const std::string& precision) {
+  constexpr Index n = 128;
+  const DevicePrecision kind = precision_of(precision);
+  const DeviceType type = storage_of(kind);
+  DeviceOp op;
+  op.id = find_op(name.c_str());
+  if (op.id < 0) throw py::value_error("op: there is no function '" + name + "'");
+  for (int i = 0; i < op_info(op.id).n_params; ++i) op.p[i] = op_info(op.id).params[i].value;
+  const py::gil_scoped_release release;
+  const std::lock_guard<std::mutex> lock(device.queue->mutex());
+  const DeviceBuffer matrix(device.queue, n * n, type, "matrices");
+  const DeviceArray<float> vector(device.queue, n, "matrices");
+  const DeviceArray<std::uint8_t> bits(device.queue, n * bytes_of_bits(n), "matrices");
+  DeviceGemm g;
+  g.m = g.n = g.k = n;
+  g.a = g.b = g.c = matrix.values();
+  g.tf32 = kind == DevicePrecision::TF32;
+  g.fuse = true;
+  g.op = op;
+  std::vector<std::string> found;
+  const auto ask = [&](const char* what) {
+    if (device.queue->fuses(g)) found.emplace_back(what);
+  };
+  ask("forward");
+  const bool relu = op_info(op.id).epilogue == Epilogue::ReLU;
+  g.bits = bits.data();
+  if (relu) ask("bits");
+  g.bits = nullptr;
+  g.op = {};
+  g.slope = {op, relu ? bits.data() : nullptr, relu ? DeviceIn() : DeviceIn(matrix.values())};
+  ask("backward");
+  g.slope.sums = vector.data();
+  ask("sums");
+  return found;
+}
+
 py::tuple jvp(DeviceProgram& program, const py::object& w, const std::vector<py::object>& xs,
               const std::vector<py::object>& dxs, const py::object& dw) {
   const Graph& graph = program.graph();
@@ -139,7 +178,8 @@ void bind_device(py::module_& m) {
       .def(py::init(&from_capsule), arg("capsule"))
       .def_property_readonly("name", [](const Device& d) { return d.queue->name(); })
       .def("to_half", &to_half, arg("values"), arg("precision"))
-      .def("from_half", &from_half, arg("bits"), arg("precision"));
+      .def("from_half", &from_half, arg("bits"), arg("precision"))
+      .def("epilogues", &epilogues, arg("op"), arg("precision") = "float32");
 
   bind_device_array(m);
 

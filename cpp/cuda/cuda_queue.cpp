@@ -4,11 +4,13 @@
 
 #include <cstdlib>
 #include <map>
+#include <optional>
 #include <tuple>
 
 #include "cuda_device.hpp"
 #include "cuda_launch.hpp"
 #include "cuda_lines.hpp"
+#include "gradstack/ops.hpp"
 #include "process.hpp"
 
 namespace gradstack::device {
@@ -93,7 +95,6 @@ class CudaQueue final : public KernelQueue<CudaLaunch> {
   std::unique_ptr<DeviceRecording> recorded() override;
   void abandon_recording() noexcept override;
   void replay(const DeviceRecording& recording) override;
-  void gemm(const DeviceGemm& g) override;
 
  private:
   struct Algorithm {
@@ -102,10 +103,19 @@ class CudaQueue final : public KernelQueue<CudaLaunch> {
   };
   // Shape, transpositions, accumulation, types, epilogue and alignments: what a choice depends on.
   using Key = std::tuple<Index, Index, Index, bool, bool, bool, bool, DeviceType, DeviceType, int,
-                         std::uint32_t, std::uint32_t, std::uint32_t>;
+                         std::uint32_t, std::uint32_t, std::uint32_t, std::uint32_t, std::uint32_t>;
+  // With the vectors and matrices that it takes or makes; aux_ld: values or bits, 0: without aux.
+  struct Epilogue {
+    cublasLtEpilogue_t kind = CUBLASLT_EPILOGUE_DEFAULT;
+    const void* vector = nullptr;
+    const void* aux = nullptr;
+    std::int64_t aux_ld = 0;
+  };
 
   void enter();
-  bool matmul(const DeviceGemm& g, cublasLtEpilogue_t epilogue, const void* vector);
+  bool product(const DeviceGemm& g, Call call, bool run) override;
+  static std::optional<Epilogue> epilogue_of(const DeviceGemm& g, Call call);
+  bool matmul(const DeviceGemm& g, const Epilogue& epilogue, bool run);
   void wait(const char* what);
   void destroy() noexcept;
   cudaStream_t stream(DeviceLine line) const {
@@ -311,23 +321,54 @@ void CudaQueue::replay(const DeviceRecording& recording) {
   if (launch_.wait) wait("replaying a step");
 }
 
-// cuBLAS is column-major: C^T (n, m) = op(B)^T op(A)^T. Bias alone and bias gradients are epilogues
-// of the product where an algorithm offers them; bias with a pointwise function is one kernel of
-// our own behind it (cuBLASLt has ReLU and an approximate GELU, and does not say what they make of
-// NaN).
-void CudaQueue::gemm(const DeviceGemm& g) {
-  enter();
-  launch_.last = "a matrix product";
-  if (g.bias && g.op.id < 0 && matmul(g, CUBLASLT_EPILOGUE_BIAS, g.bias.data)) return;
-  if (g.a_sums && matmul(g, CUBLASLT_EPILOGUE_BGRADB, g.a_sums)) return;
-  if (!matmul(g, CUBLASLT_EPILOGUE_DEFAULT, nullptr))
-    throw DeviceError("cuBLASLt has no algorithm for a matrix product");
-  if (g.bias || g.op.id >= 0) bias_forward(g.op, g.m, g.n, g.bias, g.c);
-  if (g.a_sums) column_sums(g.k, g.m, g.a, g.a_sums, false);
+// What cuBLASLt has for a call, whether it has an algorithm for it or not.
+std::optional<CudaQueue::Epilogue> CudaQueue::epilogue_of(const DeviceGemm& g, Call call) {
+  const auto kind = [](int sum) { return static_cast<cublasLtEpilogue_t>(sum); };
+  const auto named = [](const DeviceOp& op) { return op_info(op.id).epilogue; };
+  Epilogue found;
+  switch (call) {
+    case Call::Product:
+      break;
+    case Call::Bias:
+      found = {CUBLASLT_EPILOGUE_BIAS, g.bias.data};
+      break;
+    case Call::Op: {
+      const bool relu = named(g.op) == gradstack::Epilogue::ReLU;
+      int sum = relu ? CUBLASLT_EPILOGUE_RELU : CUBLASLT_EPILOGUE_GELU;
+      if (g.bits) sum = CUBLASLT_EPILOGUE_RELU_AUX;
+      if (g.bias) sum |= CUBLASLT_EPILOGUE_BIAS;
+      found = {kind(sum), g.bias.data, g.bits, g.bits ? 8 * bytes_of_bits(g.n) : 0};
+      break;
+    }
+    case Call::ASums:
+      found = {CUBLASLT_EPILOGUE_BGRADB, g.a_sums};
+      break;
+    case Call::Slope:
+    case Call::SlopeSums: {
+      const bool sums = call == Call::SlopeSums;
+      if (named(g.slope.op) == gradstack::Epilogue::ReLU)
+        found = {sums ? CUBLASLT_EPILOGUE_DRELU_BGRAD : CUBLASLT_EPILOGUE_DRELU, g.slope.sums,
+                 g.slope.bits, 8 * bytes_of_bits(g.n)};
+      else if (g.n % 8 == 0)  // or s would need padding
+        found = {sums ? CUBLASLT_EPILOGUE_DGELU_BGRAD : CUBLASLT_EPILOGUE_DGELU, g.slope.sums,
+                 g.slope.s.data, g.n};
+      else
+        return {};
+      break;
+    }
+  }
+  return found;
 }
 
-// False: no algorithm has this epilogue.
-bool CudaQueue::matmul(const DeviceGemm& g, cublasLtEpilogue_t epilogue, const void* vector) {
+bool CudaQueue::product(const DeviceGemm& g, Call call, bool run) {
+  enter();
+  launch_.last = "a matrix product";
+  const std::optional<Epilogue> epilogue = epilogue_of(g, call);
+  return epilogue && matmul(g, *epilogue, run);
+}
+
+// cuBLAS is column-major: C^T (n, m) = op(B)^T op(A)^T. False: no algorithm has this epilogue.
+bool CudaQueue::matmul(const DeviceGemm& g, const Epilogue& epilogue, bool run) {
   Descriptor operation;
   Matrix a, b, c;
   check(cublasLtMatmulDescCreate(&operation.handle,
@@ -342,8 +383,12 @@ bool CudaQueue::matmul(const DeviceGemm& g, cublasLtEpilogue_t epilogue, const v
   const cublasOperation_t second = g.ta ? CUBLAS_OP_T : CUBLAS_OP_N;
   set(CUBLASLT_MATMUL_DESC_TRANSA, first);
   set(CUBLASLT_MATMUL_DESC_TRANSB, second);
-  set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
-  if (vector) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, vector);  // of C's type by default
+  set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue.kind);
+  if (epilogue.vector) set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, epilogue.vector);  // of C's type
+  if (epilogue.aux_ld) {
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, epilogue.aux);
+    set(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, epilogue.aux_ld);
+  }
   const auto layout = [&](Matrix& matrix, DeviceType type, Index rows, Index cols) {
     check(
         cublasLtMatrixLayoutCreate(&matrix.handle, type_of(type), static_cast<std::uint64_t>(rows),
@@ -363,10 +408,12 @@ bool CudaQueue::matmul(const DeviceGemm& g, cublasLtEpilogue_t epilogue, const v
                 g.tf32,
                 g.a.type,
                 g.c.type,
-                static_cast<int>(epilogue),
+                static_cast<int>(epilogue.kind),
                 alignment(g.a.data),
                 alignment(g.b.data),
-                alignment(g.c.data)};
+                alignment(g.c.data),
+                alignment(epilogue.vector),
+                alignment(epilogue.aux)};
   auto [found, fresh] = algorithms_.try_emplace(key);
   if (fresh) {
     Preference preference;
@@ -394,12 +441,16 @@ bool CudaQueue::matmul(const DeviceGemm& g, cublasLtEpilogue_t epilogue, const v
         status == CUBLAS_STATUS_SUCCESS && results > 0 && result.state == CUBLAS_STATUS_SUCCESS;
     found->second.algo = result.algo;
   }
-  if (!found->second.found) return false;
+  if (!found->second.found || !run) return found->second.found;
   const float one = 1, beta = g.accumulate ? 1.0F : 0.0F;
-  check(cublasLtMatmul(blas_, operation.handle, &one, g.b.data, a.handle, g.a.data, b.handle, &beta,
-                       g.c.data, c.handle, g.c.data, c.handle, &found->second.algo, workspace_,
-                       kWorkspace, launch_.stream),
-        "matrix product");
+  const cublasStatus_t status = cublasLtMatmul(
+      blas_, operation.handle, &one, g.b.data, a.handle, g.a.data, b.handle, &beta, g.c.data,
+      c.handle, g.c.data, c.handle, &found->second.algo, workspace_, kWorkspace, launch_.stream);
+  // What was offered may still be refused, before anything is queued.
+  const bool refused =
+      status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE;
+  if (refused && epilogue.kind != CUBLASLT_EPILOGUE_DEFAULT) return found->second.found = false;
+  check(status, "matrix product");
   if (launch_.wait) wait("a matrix product");
   return true;
 }

@@ -89,6 +89,29 @@ template <class T, class Op> struct BiasForward {
   }
 };
 
+// One thread of a byte: h(s + bias) of eight columns in place, and where h' is 1.
+template <class T, class Op> struct BiasForwardBits {
+  Op op;
+  Index cols;
+  const T* bias;  // null: none
+  T* s;
+  std::uint8_t* bits;
+  GS_HD void operator()(Index i) const {
+    const Index bytes = bytes_of_bits(cols), row = Split{bytes}.row(i),
+                first = 8 * (i - row * bytes);
+    unsigned byte = 0;
+    for (Index l = 0; l < 8; ++l) {
+      const Index col = first + l;
+      if (col >= cols) break;
+      T* at = s + row * cols + col;
+      const float x = load(*at) + (bias ? load(bias[col]) : 0.0F);
+      if (op.d1(x) != 0.0F) byte |= 1U << l;
+      store(at, op.h(x));
+    }
+    bits[i] = static_cast<std::uint8_t>(byte);
+  }
+};
+
 // Of (s or z, dz).
 template <class Op> struct Backward {
   Op op;

@@ -59,10 +59,11 @@ class HostLine {
 struct HostLaunch {
   Tape* tape = nullptr;  // set while recording
   HostLine kernels;
-  bool wait = false;    // for every call, so that an error names it
-  std::string failing;  // the kernel that fails ...
-  Index fails_at = 1;   // ... when it runs for this time
-  bool failed = false;  // as a GPU after an error: nothing works any more
+  bool wait = false;                 // for every call, so that an error names it
+  std::string failing;               // the kernel that fails ...
+  Index fails_at = 1;                // ... when it runs for this time
+  bool failed = false;               // as a GPU after an error: nothing works any more
+  std::map<std::string, Index> ran;  // how often each has
   const char* last = "";
   // Memory is released by threads that do not hold the queue, and waits for its work.
   std::unique_lock<std::recursive_mutex> hold() const {
@@ -78,15 +79,21 @@ struct HostLaunch {
     }
     last = name;
     kernels.add({name, f});
-    if (wait || kernels.waiting() > kMostWaiting) finish(name);
+    if (wait || kernels.waiting() > kMostWaiting) run_all(name);
   }
   void run(const HostCall& call) {
     if (call.name == failing && --fails_at == 0) failed = true;
     if (failed) throw DeviceError("injected failure");
+    ++ran[call.name];
     call.body();
   }
-  // Runs all that waits. `what` is being done meanwhile.
+  // The host waits for all that was queued; `what` is being done meanwhile.
   void finish(const std::string& what) {
+    ++waits;
+    run_all(what);
+  }
+  Index waits = 0;
+  void run_all(const std::string& what) {
     const auto lock = hold();
     try {
       kernels.run(kernels.queued(), [this](const HostCall& each) { run(each); });
@@ -194,11 +201,19 @@ class EmulatedQueue final : public KernelQueue<HostLaunch> {
 
   std::size_t limit = std::size_t{1} << 40;  // bytes of memory
   bool early = false;                        // copies beside the kernels
+  std::string epilogues = "all";             // of products, see emulated.cpp
   void fail(const std::string& kernel, Index time) {
     launch_.failing = kernel;
     launch_.fails_at = time;
   }
   void run_warps_in_threads() { launch_.warps_in_threads = true; }
+  // How often the host has waited for kernels.
+  Index waits() const { return launch_.waits; }
+  // How often a kernel has run.
+  Index ran(const std::string& kernel) {
+    synchronize();
+    return launch_.ran[kernel];
+  }
 
   std::string name() const override { return "emulated device"; }
   DeviceMemory memory() override { return {limit - used_, limit}; }
@@ -326,17 +341,38 @@ class EmulatedQueue final : public KernelQueue<HostLaunch> {
         "a recorded step");
   }
 
-  void gemm(const DeviceGemm& g) override {
+ private:
+  bool product(const DeviceGemm& g, Call call, bool run) override {
+    if (!has(g, call)) return false;
+    if (!run) return true;
     visit_type(g.a.type, [&]<class T>() {
-      visit_type(g.c.type,
-                 [&]<class C>() { launch_.call([g] { product<T, C>(g); }, "a matrix product"); });
+      visit_type(g.c.type, [&]<class C>() {
+        launch_.call([this, g, call] { multiply<T, C>(g, call); }, name_of(call));
+      });
     });
-    if (g.op.id >= 0) forward(g.op, g.m * g.n, g.c, g.c);
-    if (g.a_sums) column_sums(g.k, g.m, g.a, g.a_sums, false);
+    if (call == Call::ASums) column_sums(g.k, g.m, g.a, g.a_sums, false);
+    if (call == Call::SlopeSums) column_sums(g.m, g.n, g.c, g.slope.sums, false);
+    return true;
   }
 
- private:
-  template <class T, class C> static void product(const DeviceGemm& g) {
+  // What this library has, and what is wrong with it: see emulated.cpp.
+  bool has(const DeviceGemm& g, Call call) const {
+    const bool derivative = call == Call::Slope || call == Call::SlopeSums;
+    if (epilogues == "none") return call == Call::Product;
+    if (epilogues == "forward") return !derivative;
+    if (epilogues == "no sums" && call == Call::SlopeSums) return false;
+    if (epilogues == "eights" && (derivative || call == Call::Op))
+      return g.m % 8 == 0 && g.n % 8 == 0 && g.k % 8 == 0;
+    return true;
+  }
+  static const char* name_of(Call call) {
+    if (call == Call::Op) return "a matrix product with a function";
+    if (call == Call::Slope) return "a matrix product with a derivative";
+    if (call == Call::SlopeSums) return "a matrix product with a derivative and sums";
+    return "a matrix product";
+  }
+
+  template <class T, class C> void multiply(const DeviceGemm& g, Call call) const {
     const auto operand = [&](const T* from, Index n) {
       std::vector<double> values(static_cast<std::size_t>(n));
       for (double& value : values) {
@@ -348,13 +384,35 @@ class EmulatedQueue final : public KernelQueue<HostLaunch> {
     const std::vector<double> first = operand(g.a.as<T>(), g.m * g.k);
     const std::vector<double> second = operand(g.b.as<T>(), g.k * g.n);
     const double *a = first.data(), *b = second.data();
+    const bool biased = g.bias && (call == Call::Bias || call == Call::Op);
+    if (call == Call::Op && g.bits)
+      std::memset(g.bits, 0, static_cast<std::size_t>(g.m * bytes_of_bits(g.n)));
     for (Index i = 0; i < g.m; ++i)
       for (Index j = 0; j < g.n; ++j) {
-        double sum = g.bias ? static_cast<double>(load(g.bias.as<C>()[j])) : 0.0;
+        double sum = biased ? static_cast<double>(load(g.bias.as<C>()[j])) : 0.0;
         for (Index k = 0; k < g.k; ++k)
           sum += a[g.ta ? k * g.m + i : i * g.k + k] * b[g.tb ? j * g.k + k : k * g.n + j];
-        put(g.c.as<C>() + i * g.n + j, static_cast<float>(sum), g.accumulate);
+        auto value = static_cast<float>(sum);
+        if (call == Call::Op) value = function<C>(g, i, j, value);
+        if (call == Call::Slope || call == Call::SlopeSums) value *= slope<C>(g, i, j);
+        put(g.c.as<C>() + i * g.n + j, value, g.accumulate);
       }
+  }
+  template <class C> float function(const DeviceGemm& g, Index row, Index col, float s) const {
+    return visit_op(g.op.id, g.op.p, [&](auto h) {
+      const bool kink = epilogues == "kink" && s == 0;
+      if (g.bits && (kink || h.d1(s) != 0))
+        g.bits[row * bytes_of_bits(g.n) + col / 8] |= static_cast<std::uint8_t>(1U << (col % 8));
+      return epilogues == "nan" && std::isnan(s) ? 0.0F : h.h(s);
+    });
+  }
+  template <class C> float slope(const DeviceGemm& g, Index row, Index col) const {
+    if (g.slope.s)
+      return visit_op(g.slope.op.id, g.slope.op.p,
+                      [&](auto h) { return h.d1(load(g.slope.s.as<C>()[row * g.n + col])); });
+    const Index bit = epilogues == "order" ? 7 - col % 8 : col % 8;
+    const unsigned byte = g.slope.bits[row * bytes_of_bits(g.n) + col / 8];
+    return static_cast<float>(byte >> bit & 1U);
   }
 
   struct Recording final : DeviceRecording {

@@ -38,9 +38,15 @@ void KernelQueue<L>::backward(const DeviceOp& op, Index n, DeviceIn s, DeviceIn 
 
 template <class L>
 void KernelQueue<L>::bias_forward(const DeviceOp& op, Index rows, Index cols, DeviceIn bias,
-                                  DeviceOut s) {
+                                  DeviceOut s, std::uint8_t* bits) {
   visit_type(s.type, [&]<class T>() {
     visit_op(op.id < 0 ? 0 : op.id, op.p, [&](auto h) {  // op 0 is the identity
+      if constexpr (decltype(h)::info.epilogue == Epilogue::ReLU) {
+        if (bits)
+          return launch_.each(
+              "bias and bits", rows * bytes_of_bits(cols),
+              BiasForwardBits<T, decltype(h)>{h, cols, bias.as<T>(), s.as<T>(), bits});
+      }
       const BiasForward<T, decltype(h)> f{h, {cols}, bias.as<T>()};
       map("bias", rows * cols, f, s.as<T>(), false, DeviceIn(s).as<T>());
     });

@@ -17,6 +17,7 @@
 #include "gradstack/device.hpp"
 #include "gradstack/ops.hpp"
 #include "gradstack/random.hpp"
+#include "products.hpp"
 #include "row_kernels.hpp"
 
 namespace gradstack::device {
@@ -340,8 +341,9 @@ void visit_entry(List<First, Rest...>, int id, F&& f) {
   }
 }
 
-// DeviceQueue's kernels by way of `Launch`; memory and matrix products are the derived class's.
-template <class Launch> class KernelQueue : public DeviceQueue {
+// DeviceQueue's kernels by way of `Launch`; memory and the library's products are the derived
+// class's.
+template <class Launch> class KernelQueue : public ProductQueue {
  public:
   void forward(const DeviceOp& op, Index n, DeviceIn s, DeviceOut z) override;
   void backward(const DeviceOp& op, Index n, DeviceIn s, DeviceIn z, DeviceIn dz, DeviceOut ds,
@@ -381,8 +383,8 @@ template <class Launch> class KernelQueue : public DeviceQueue {
   void close_step(DeviceStep* at, Index count, bool allow_non_finite) override;
 
  protected:
-  // In place s = h(s + bias), for products whose library call took neither.
-  void bias_forward(const DeviceOp& op, Index rows, Index cols, DeviceIn bias, DeviceOut s);
+  void bias_forward(const DeviceOp& op, Index rows, Index cols, DeviceIn bias, DeviceOut s,
+                    std::uint8_t* bits) override;
 
   template <class F, class Z, class T, class... Rest>
   void map(const char* name, Index n, const F& f, Z* z, bool accumulate, const T* x,

@@ -21,8 +21,8 @@ Plan<T>::Plan(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels, Pla
       options_(std::move(options)),
       lanes_(lanes_for(kernels.vector, options_.batch)),
       count_(options_.batch),
-      n_blocks_((count_ + lanes_ - 1) / lanes_) {
-  if (options_.jet_gradients || options_.jet_order > 1) options_.fuse = false;
+      n_blocks_((count_ + lanes_ - 1) / lanes_),
+      fusion_(*graph_, options_.fuse && !options_.jet_gradients && options_.jet_order < 2) {
   if (options_.batch < 1) throw std::invalid_argument("batch: expected at least one sample");
   options_.frozen.resize(graph_->parameters().size(), 0);
   find_uses();
@@ -53,35 +53,16 @@ template <class T> bool Plan<T>::wants_dw(int parameter) const {
          !options_.frozen[index(parameter)];
 }
 
-// Resolves views and counts consumers. A Linear consumed by one pointwise block alone is fused with
-// it.
+// Parameters that several blocks share, blocks that have something to prepare.
 template <class T> void Plan<T>::find_uses() {
-  const auto& stages = graph_->stages();
   parameter_uses_.assign(graph_->parameters().size(), 0);
-  base_.resize(stages.size());
-  uses_.assign(stages.size(), 0);
-  fused_pointwise_.assign(stages.size(), -1);
-  fused_away_.assign(stages.size(), 0);
-  for (std::size_t i = 0; i < stages.size(); ++i) {
-    const Stage& stage = stages[i];
+  for (const Stage& stage : graph_->stages()) {
     has_masks_ = has_masks_ || stage.mask || stage.kind == Kind::Nearest;
-    base_[i] = stage.kind == Kind::Reshape ? base_[index(stage.in[0])] : static_cast<int>(i);
-    if (stage.kind == Kind::Reshape) continue;
-    for (int input : stage.in) ++uses_[index(base_[index(input)])];
     if (stage.weight_id >= 0) ++parameter_uses_[index(stage.weight_id)];
     if (stage.bias_id >= 0) ++parameter_uses_[index(stage.bias_id)];
   }
-  for (int output : graph_->outputs()) ++uses_[index(base_[index(output)])];
   shares_parameters_ =
       std::any_of(parameter_uses_.begin(), parameter_uses_.end(), [](int n) { return n > 1; });
-  if (!options_.fuse) return;
-  for (std::size_t i = 0; i < stages.size(); ++i) {
-    if (stages[i].kind != Kind::Pointwise) continue;
-    const std::size_t below = index(base_[index(stages[i].in[0])]);
-    if (stages[below].kind != Kind::Linear || uses_[below] != 1) continue;
-    fused_pointwise_[below] = static_cast<int>(i);
-    fused_away_[i] = 1;
-  }
 }
 
 // A gradient is computed only if it leads to an input or a parameter that wants one.
@@ -91,16 +72,16 @@ template <class T> void Plan<T>::find_wanted_gradients() {
   needs_tiles_.assign(stages.size(), 0);
   if (!options_.gradients) return;
   // Whoever starts backward writes them. What depends on one has a gradient that goes back into it.
-  for (int output : graph_->outputs()) wants_grad_[index(base_[index(output)])] = 1;
+  for (int output : graph_->outputs()) wants_grad_[index(fusion_.base[index(output)])] = 1;
   for (std::size_t i = 0; i < stages.size(); ++i) {
     const Stage& stage = stages[i];
     bool wants = wants_grad_[i] != 0 || (stage.kind == Kind::Input && options_.want_dx) ||
                  static_cast<int>(i) == options_.want_stage;
     wants = wants || wants_dw(stage.weight_id) || wants_dw(stage.bias_id);
-    for (int input : stage.in) wants = wants || wants_grad_[index(base_[index(input)])];
+    for (int input : stage.in) wants = wants || wants_grad_[index(fusion_.base[index(input)])];
     wants_grad_[i] = wants;
     if (stage.kind == Kind::Linear && wants_dw(stage.weight_id))
-      needs_tiles_[index(base_[index(stage.in[0])])] = 1;
+      needs_tiles_[index(fusion_.base[index(stage.in[0])])] = 1;
   }
 }
 
@@ -113,7 +94,7 @@ template <class T> void Plan<T>::find_tangents() {
     bool has = stages[i].kind == Kind::Input
                    ? options_.input_tangents
                    : options_.parameter_tangents && stages[i].weight_id >= 0;
-    for (int input : stages[i].in) has = has || has_tangent_[index(base_[index(input)])];
+    for (int input : stages[i].in) has = has || has_tangent_[index(fusion_.base[index(input)])];
     has_tangent_[i] = has;
   }
 }
@@ -130,8 +111,8 @@ template <class T> void Plan<T>::allocate() {
   for (std::size_t i = stages.size(); i-- > 0;) {
     Variable<T>& v = variables_[i];
     v.d = size_of(stages[i].shape);
-    if (base_[i] != static_cast<int>(i)) continue;
-    if (const int fused = fused_pointwise_[i]; fused >= 0) {
+    if (fusion_.base[i] != static_cast<int>(i)) continue;
+    if (const int fused = fusion_.pointwise[i]; fused >= 0) {
       const Variable<T>& z = variables_[index(fused)];
       const bool overwrite_s =
           !options_.gradients || kernels_.pointwise[graph_->stage(fused).op_id].has_d1_from_z;
@@ -172,8 +153,8 @@ template <class T> void Plan<T>::build_linear_specs() {
     if (stage.kind != Kind::Linear) continue;
     linear_[i] = std::make_unique<LinearSpec<T>>();
     LinearSpec<T>& spec = *linear_[i];
-    const std::size_t in = index(base_[index(stage.in[0])]);
-    const int fused = fused_pointwise_[i];
+    const std::size_t in = index(fusion_.base[index(stage.in[0])]);
+    const int fused = fusion_.pointwise[i];
     spec.in.v = &variables_[in];
     spec.s = spec.out = &variables_[i];
     if (fused >= 0) {
@@ -199,9 +180,9 @@ template <class T> void Plan<T>::build_linear_specs() {
                   graph_->inputs().size() == 1 &&
                   spec.weight->size * static_cast<Index>(sizeof(T)) > (Index{32} << 10);
     // The sole consumer of a fused pair multiplies by h' while its tile of dZ is in cache.
-    if (stages[in].kind == Kind::Pointwise && fused_away_[in] && uses_[in] == 1 &&
-        variables_[in].grad) {
-      LinearSpec<T>& below = *linear_[index(base_[index(stages[in].in[0])])];
+    if (const int producer = fusion_.producer(*graph_, static_cast<int>(i));
+        producer >= 0 && variables_[in].grad) {
+      LinearSpec<T>& below = *linear_[index(producer)];
       spec.producer = &below;
       below.consumer_applies_derivative = true;
     }
@@ -213,11 +194,11 @@ template <class T> void Plan<T>::build_blocks() {
   // In the order of backward the first to write a gradient overwrites, the others add. Outputs are
   // written first, by the cost.
   std::vector<char> written(stages.size(), 0), parameter_written(graph_->parameters().size(), 0);
-  for (int output : graph_->outputs()) written[index(base_[index(output)])] = 1;
+  for (int output : graph_->outputs()) written[index(fusion_.base[index(output)])] = 1;
   const int last = graph_->outputs()[0];
   if (options_.gradients && graph_->outputs().size() == 1 &&
-      graph_->stage(base_[index(last)]).kind == Kind::Nearest) {
-    const Stage& nearest = graph_->stage(base_[index(last)]);
+      graph_->stage(fusion_.base[index(last)]).kind == Kind::Nearest) {
+    const Stage& nearest = graph_->stage(fusion_.base[index(last)]);
     chosen_ = std::make_unique<Variable<T>>();
     chosen_->d = graph_->parameter(nearest.weight_id).shape[1];
     chosen_->value = arena_.allocate<T>(blocks() * lanes_ * chosen_->d);
@@ -233,13 +214,13 @@ template <class T>
 std::unique_ptr<Block<T>> Plan<T>::make_block(int id, std::vector<char>& written,
                                               std::vector<char>& parameter_written) {
   const Stage& stage = graph_->stage(id);
-  if (stage.kind == Kind::Input || stage.kind == Kind::Reshape || fused_away_[index(id)])
+  if (stage.kind == Kind::Input || stage.kind == Kind::Reshape || fusion_.fused_away[index(id)])
     return nullptr;
   const Geometry<T> geometry{this, &kernels_};
   Variable<T>* out = &variables_[index(id)];
   std::vector<In<T>> in;
   for (int input : stage.in) {
-    const std::size_t base = index(base_[index(input)]);
+    const std::size_t base = index(fusion_.base[index(input)]);
     in.push_back({&variables_[base], written[base] != 0});
     written[base] = 1;
   }

@@ -41,6 +41,18 @@ struct DeviceOp {
   double p[kMaxOpParams] = {};
 };
 
+// Bits of a matrix, row by row, the first column in a byte's lowest bit. Rows are padded to a
+// multiple of 128 bits, as cuBLASLt wants them.
+GS_HD inline Index bytes_of_bits(Index cols) { return (cols + 127) / 128 * 16; }
+
+// A factor h'(s) for every entry of a product (m, n).
+struct DeviceSlope {
+  DeviceOp op;                         // id < 0: none
+  const std::uint8_t* bits = nullptr;  // where h' is 1, for Epilogue::ReLU
+  DeviceIn s{};                        // (m, n), of C's type, for the other epilogues
+  float* sums = nullptr;  // (n), receives the sums of C over its rows; null: not wanted
+};
+
 // C (m, n) (+)= op(A) (m, k) op(B) (k, n), all row-major; op transposes when ta or tb is set.
 // Products are summed in float32; C may be float32 where A and B are half.
 struct DeviceGemm {
@@ -55,6 +67,10 @@ struct DeviceGemm {
   DeviceIn bias{};          // (n) of C's type, added to every row; null: none
   DeviceOp op;              // applied to the sum, not with accumulate
   float* a_sums = nullptr;  // (m), receives the sums of op(A) over k; null: not wanted
+  bool fuse = false;        // op may be the library's own, where that is the op table's
+  // (m, n), receives where op' is 1; for Epilogue::ReLU alone; null: not wanted.
+  std::uint8_t* bits = nullptr;
+  DeviceSlope slope;  // with neither op, bias nor accumulate, and only if the queue `fuses` it
 };
 
 enum class DeviceBinary { Add, Sub, Mul, Div };
@@ -268,6 +284,10 @@ class DeviceQueue {
   virtual void replay(const DeviceRecording& recording) = 0;
 
   virtual void gemm(const DeviceGemm& g) = 0;
+  // Whether one call of the library makes the product with its op, or its slope and their sums, and
+  // gives what the op table gives. The answer is the same for pointers of the same alignment. The
+  // first question of a kind may queue work and wait for it.
+  virtual bool fuses(const DeviceGemm& g) = 0;
   // z = h(s); s and z may alias.
   virtual void forward(const DeviceOp& op, Index n, DeviceIn s, DeviceOut z) = 0;
   // ds (+)= dz h'(s), from z where s is null; ds may alias dz.

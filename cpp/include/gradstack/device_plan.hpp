@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "gradstack/device_mlp.hpp"
+#include "gradstack/fusion.hpp"
 #include "gradstack/graph.hpp"
 
 namespace gradstack {
@@ -45,7 +46,13 @@ struct DevicePlanOptions {
   // Graphs that can be run as a fused MLP (device_mlp.hpp), unless tangents, repeats or a stage are
   // wanted; only input and output have values then.
   DeviceHalf fused = DeviceHalf::None;
+  // Functions and their derivatives as part of products, where the queue has them; derivatives not
+  // with repeats.
+  bool epilogues = false;
 };
+
+// What GRADSTACK_CUDA_EPILOGUES says: 1, or nothing. Throws std::invalid_argument for other values.
+bool epilogues_from_environment();
 
 // What one run works on; w and dw have the device's layout.
 struct DeviceRun {
@@ -95,19 +102,19 @@ class DevicePlan {
     return reduced() ? v.outer_value.data() : v.value.values().as<float>();
   }
   float* grad(int stage) const {
-    const int base = base_[index(stage)];
+    const int base = fusion_.base[index(stage)];
     return reduced() ? variables_[index(base)].outer_grad.data() : grad_of(base).as<float>();
   }
   // To be called when value(input) of the inputs was written; or write to `input` itself.
   void take_inputs();
   DeviceOut input(int stage) const { return stored(stage); }
   float* tangent(int stage) const {
-    const Variable& v = variables_[index(base_[index(stage)])];
+    const Variable& v = variables_[index(fusion_.base[index(stage)])];
     return (v.grad_of < 0 ? v : variables_[index(v.grad_of)]).tangent.data();
   }
   // After backward: whether the output depends on the variable; after push: whether it moved.
-  bool reached(int stage) const { return written_[index(base_[index(stage)])] != 0; }
-  bool moves(int stage) const { return moves_[index(base_[index(stage)])] != 0; }
+  bool reached(int stage) const { return written_[index(fusion_.base[index(stage)])] != 0; }
+  bool moves(int stage) const { return moves_[index(fusion_.base[index(stage)])] != 0; }
   Index width(int stage) const { return variables_[index(stage)].d; }
   // Vector quantisation (see plan.hpp): the prototypes chosen and their gradient, or null.
   float* chosen() const { return chosen_.data(); }
@@ -124,7 +131,7 @@ class DevicePlan {
   };
   static std::size_t index(int id) { return static_cast<std::size_t>(id); }
   const Variable& variable(int stage) const {
-    const Variable& v = variables_[index(base_[index(stage)])];
+    const Variable& v = variables_[index(fusion_.base[index(stage)])];
     return v.value_of < 0 ? v : variables_[index(v.value_of)];
   }
   bool reduced() const { return storage_ != DeviceType::Float32; }
@@ -140,7 +147,6 @@ class DevicePlan {
   }
   bool wants(int parameter) const;
   bool is_output(int base) const;
-  void find_uses();
   void find_wanted();
   void allocate();
   void allocate_repeats();
@@ -154,6 +160,11 @@ class DevicePlan {
   void backward_binary(int id);
   void backward_columns(int id);
   void through_fused(int id, DeviceOut d);
+  void find_slopes();
+  DeviceGemm dx_product(int id, const DeviceRun& run) const;
+  DeviceSlope slope(int id) const;
+  bool leave_slope(int id, const DeviceRun& run);
+  bool multiply_with_slope(int id, DeviceGemm dx, const DeviceRun& run);
   void dropout(int id, const DeviceRun& run, Index n, DeviceIn from, DeviceOut to, bool accumulate);
   bool push_stage(int id, const DeviceRun& run);
   void push_linear(int id, const DeviceRun& run);
@@ -177,10 +188,7 @@ class DevicePlan {
   DevicePlanOptions options_;
   DeviceType storage_;
   DeviceLayout layout_;
-  std::vector<int> base_;   // per stage: itself, or the stage it is a view of
-  std::vector<int> uses_;   // per base: consumers, an output counting as one
-  std::vector<int> fused_;  // per Linear: the pointwise stage fused into it, or -1
-  std::vector<char> fused_away_;
+  Fusion fusion_;
   std::vector<char> wants_grad_;
   std::vector<Variable> variables_;
   DeviceArray<float> chosen_, chosen_grad_;
@@ -197,6 +205,17 @@ class DevicePlan {
   std::vector<DeviceBuffer> stored_masks_, masked_;
   std::vector<std::unique_ptr<Edges>> edges_;
   DeviceArray<float> repeated_[2];
+
+  // Of a Linear with a pointwise block fused into it, whose one consumer is a Linear: the gradient
+  // that comes from there may be multiplied with h' by the product that makes it.
+  struct Slope {
+    int above = -1;  // the consumer
+    DeviceArray<std::uint8_t> bits;
+    bool left = false;    // by forward: what the product goes by
+    bool passed = false;  // by backward: the gradient is dC/ds
+    bool summed = false;  // by backward: so is the one of the bias
+  };
+  std::vector<Slope> slopes_;
 
   // What backward has written already, what push has moved.
   std::vector<char> written_, parameter_written_, moves_;

@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "gradstack/device_order.hpp"
 #include "gradstack/device_program.hpp"
 #include "gradstack/trainer.hpp"
 #include "gradstack/updater.hpp"
@@ -66,10 +67,8 @@ class DeviceTrainer {
   void download(float* w);
   void upload_constants(const double* lrs, Index n);
   void rewind(Index steps);
-  DeviceStep look();
-  const Index* order_of(std::int64_t epoch);
-  void upload_order(std::int64_t epoch);
-  std::size_t chunk_bytes(const Batch& data) const;
+  DeviceStep look(Index steps);
+  std::size_t chunk_bytes(const Batch& data, bool shuffled) const;
   Made make_steps(Index n, Index more, const std::function<bool()>& interrupted);
   void account(const double* results, Index n, std::vector<double>& finished);
 
@@ -88,8 +87,16 @@ class DeviceTrainer {
   std::vector<DeviceArray<float>> state_;
   DeviceArray<std::uint8_t> what_;
   DeviceArray<DeviceConstants> constants_;
-  DeviceArray<DeviceStep> at_;
-  DeviceArray<double> results_;
+  // What the host looks at after the steps of an epoch, in one copy.
+  static constexpr Index kMostSteps = 4096;  // between two looks
+  struct Report {
+    DeviceStep at;
+    double results[2 * kMostSteps];
+  };
+  DeviceArray<Report> report_;
+  DeviceStep* at_ = nullptr;  // in it
+  double* results_ = nullptr;
+  std::unique_ptr<Report> seen_ = std::make_unique<Report>();
   std::vector<std::vector<double>> scalars_;  // of the optimiser, before every step of a run
   std::int64_t steps_before_ = 0;
 
@@ -102,9 +109,7 @@ class DeviceTrainer {
   std::unique_ptr<DeviceStream> stream_;  // some at a time
   TargetSpec target_;
   FitOptions options_;
-  std::vector<Index> order_, next_order_;
-  std::int64_t order_epoch_ = -1, next_epoch_ = -1;
-  DeviceArray<Index> device_order_;
+  std::unique_ptr<DeviceOrder> order_;  // null: samples are taken as they lie
 };
 
 }  // namespace gradstack

@@ -9,6 +9,7 @@
 
 #include "gradstack/arena.hpp"
 #include "gradstack/backend.hpp"
+#include "gradstack/fusion.hpp"
 #include "gradstack/graph.hpp"
 #include "gradstack/parallel.hpp"
 
@@ -122,8 +123,10 @@ template <class T> class Plan {
   void per_sample_squares(const Run<T>& run, const Worker& worker, T* sum, bool accumulate);
 
   // The output of a stage. A view (reshape) is the variable that it views.
-  Variable<T>& variable(int stage) { return variables_[index(base_[index(stage)])]; }
-  const Variable<T>& variable(int stage) const { return variables_[index(base_[index(stage)])]; }
+  Variable<T>& variable(int stage) { return variables_[index(fusion_.base[index(stage)])]; }
+  const Variable<T>& variable(int stage) const {
+    return variables_[index(fusion_.base[index(stage)])];
+  }
   // Vector quantisation: the output is a Nearest block; its cost compares the prototype chosen
   // (this variable) with the block's input. Null for every other graph.
   Variable<T>* chosen_prototype() { return chosen_.get(); }
@@ -154,10 +157,7 @@ template <class T> class Plan {
   PlanOptions options_;
   Index lanes_, count_, n_blocks_;
   Arena arena_;
-  std::vector<int> base_;             // per stage: itself, or the stage it is a view of
-  std::vector<int> uses_;             // per base: consumers, an output counting as one
-  std::vector<int> fused_pointwise_;  // per Linear: the pointwise stage fused into it, or -1
-  std::vector<char> fused_away_;      // per stage: runs as part of a Linear
+  Fusion fusion_;
   std::vector<char> wants_grad_, needs_tiles_, has_tangent_;  // per base
   std::vector<Variable<T>> variables_;
   std::vector<std::unique_ptr<LinearSpec<T>>> linear_;  // per stage, null for other kinds

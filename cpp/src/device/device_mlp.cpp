@@ -68,7 +68,7 @@ DeviceHalf fused_from_environment() {
 // Nothing but input and output has memory of its own among the variables.
 void DevicePlan::allocate_mlp() {
   const auto memory = [&](int stage, bool gradient) {
-    Variable& v = variables_[index(base_[index(stage)])];
+    Variable& v = variables_[index(fusion_.base[index(stage)])];
     v.value = DeviceBuffer(queue_, options_.count * v.d, storage_, "activations");
     if (gradient)
       v.grad = DeviceBuffer(queue_, options_.count * v.d, storage_, "gradients of activations");

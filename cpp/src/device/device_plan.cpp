@@ -63,7 +63,8 @@ DevicePlan::DevicePlan(std::shared_ptr<const Graph> graph, std::shared_ptr<Devic
       queue_(std::move(queue)),
       options_(std::move(options)),
       storage_(storage_of(options_.precision)),
-      layout_(*graph_) {
+      layout_(*graph_),
+      fusion_(*graph_, true, options_.want_stage) {
   if (options_.count < 1) throw std::invalid_argument("batch: expected at least one sample");
   check_device_graph(*graph_, options_.precision);
   options_.frozen.resize(graph_->parameters().size(), 0);
@@ -71,9 +72,9 @@ DevicePlan::DevicePlan(std::shared_ptr<const Graph> graph, std::shared_ptr<Devic
       options_.want_stage < 0)
     mlp_ = mlp_chain(*graph_);
   if (mlp_) storage_ = DeviceType::Float32;  // its kernels round for themselves
-  find_uses();
   find_wanted();
   allocate();
+  find_slopes();
   upload_structure();
 }
 
@@ -84,35 +85,7 @@ bool DevicePlan::wants(int parameter) const {
 bool DevicePlan::is_output(int base) const {
   const auto& outputs = graph_->outputs();
   return std::any_of(outputs.begin(), outputs.end(),
-                     [&](int output) { return base_[index(output)] == base; });
-}
-
-// Resolves views and counts consumers. A Linear consumed by one pointwise block alone is fused with
-// it.
-void DevicePlan::find_uses() {
-  const auto& stages = graph_->stages();
-  base_.resize(stages.size());
-  uses_.assign(stages.size(), 0);
-  fused_.assign(stages.size(), -1);
-  fused_away_.assign(stages.size(), 0);
-  for (std::size_t i = 0; i < stages.size(); ++i) {
-    const bool view = stages[i].kind == Kind::Reshape;
-    base_[i] = view ? base_[index(stages[i].in[0])] : static_cast<int>(i);
-    if (view) continue;
-    for (int input : stages[i].in) ++uses_[index(base_[index(input)])];
-  }
-  for (int output : graph_->outputs()) ++uses_[index(base_[index(output)])];
-  for (std::size_t i = 0; i < stages.size(); ++i) {
-    if (stages[i].kind != Kind::Pointwise) continue;
-    const int input = base_[index(stages[i].in[0])];
-    const std::size_t below = index(input);
-    if (stages[below].kind != Kind::Linear || uses_[below] != 1) continue;
-    // A fused pair keeps no separate gradients.
-    const int wanted = options_.want_stage;
-    if (wanted == input || wanted == static_cast<int>(i)) continue;
-    fused_[below] = static_cast<int>(i);
-    fused_away_[i] = 1;
-  }
+                     [&](int output) { return fusion_.base[index(output)] == base; });
 }
 
 // A gradient is computed only if it leads to an input or a parameter that wants one.
@@ -124,12 +97,12 @@ void DevicePlan::find_wanted() {
     const Stage& stage = stages[i];
     bool wanted = (stage.kind == Kind::Input && options_.want_dx) || wants(stage.weight_id) ||
                   wants(stage.bias_id) || static_cast<int>(i) == options_.want_stage;
-    for (int input : stage.in) wanted = wanted || wants_grad_[index(base_[index(input)])];
+    for (int input : stage.in) wanted = wanted || wants_grad_[index(fusion_.base[index(input)])];
     wants_grad_[i] = wanted;
   }
   for (std::size_t i = 0; i < graph_->outputs().size(); ++i)
     if (options_.output < 0 || options_.output == static_cast<int>(i))
-      wants_grad_[index(base_[index(graph_->outputs()[i])])] = 1;
+      wants_grad_[index(fusion_.base[index(graph_->outputs()[i])])] = 1;
 }
 
 void DevicePlan::allocate() {
@@ -139,14 +112,14 @@ void DevicePlan::allocate() {
   if (mlp_) return allocate_mlp();
   for (std::size_t i = stages.size(); i-- > 0;) {
     Variable& v = variables_[i];
-    if (base_[i] != static_cast<int>(i)) continue;
+    if (fusion_.base[i] != static_cast<int>(i)) continue;
     const bool input = stages[i].kind == Kind::Input, output = is_output(static_cast<int>(i));
     if (reduced() && (input || output)) {
       const Index n = options_.count * v.d;
       v.outer_value = DeviceArray<float>(queue_, n, "activations");
       if (wants_grad_[i]) v.outer_grad = DeviceArray<float>(queue_, n, "gradients of activations");
     }
-    if (const int fused = fused_[i]; fused >= 0) {
+    if (const int fused = fusion_.pointwise[i]; fused >= 0) {
       // dC/ds overwrites dC/dz, and z overwrites s where h' is had from z.
       v.grad_of = fused;
       if ((!options_.gradients && !options_.tangents) ||
@@ -162,10 +135,10 @@ void DevicePlan::allocate() {
         v.tangent = DeviceArray<float>(queue_, rows() * v.d, "tangents of activations");
     }
     // A product that nobody but the caller reads is not rounded to half.
-    if (reduced() && output && stages[i].kind == Kind::Linear && uses_[i] == 1) continue;
+    if (reduced() && output && stages[i].kind == Kind::Linear && fusion_.uses[i] == 1) continue;
     v.value = DeviceBuffer(queue_, options_.count * v.d, storage_, "activations");
   }
-  const Stage& last = graph_->stage(base_[index(graph_->outputs()[0])]);
+  const Stage& last = graph_->stage(fusion_.base[index(graph_->outputs()[0])]);
   if (options_.gradients && graph_->outputs().size() == 1 && last.kind == Kind::Nearest) {
     const Index n = options_.count * graph_->parameter(last.weight_id).shape[1];
     chosen_ = DeviceArray<float>(queue_, n, "activations");

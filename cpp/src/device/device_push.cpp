@@ -13,10 +13,10 @@ void DevicePlan::push(const DeviceRun& run, const std::vector<char>& moved) {
   for (std::size_t i = 0; i < moved.size(); ++i) moves_[index(graph_->inputs()[i])] = moved[i];
   for (std::size_t i = 0; i < graph_->stages().size(); ++i) {
     const Kind kind = graph_->stages()[i].kind;
-    if (fused_away_[i] || kind == Kind::Input || kind == Kind::Reshape) continue;
+    if (fusion_.fused_away[i] || kind == Kind::Input || kind == Kind::Reshape) continue;
     const bool moves = push_stage(static_cast<int>(i), run);
     moves_[i] = moves;
-    if (fused_[i] >= 0) moves_[index(fused_[i])] = moves;
+    if (fusion_.pointwise[i] >= 0) moves_[index(fusion_.pointwise[i])] = moves;
   }
 }
 
@@ -106,7 +106,7 @@ void DevicePlan::push_linear(int id, const DeviceRun& run) {
     }
     queue_->gemm(g);
   }
-  if (fused_[index(id)] >= 0) through_fused(id, tangent(id));
+  if (fusion_.pointwise[index(id)] >= 0) through_fused(id, tangent(id));
 }
 
 void DevicePlan::push_sparse(int id, const DeviceRun& run) {

@@ -33,7 +33,7 @@ void DevicePlan::take_inputs() {
 void DevicePlan::forward(const DeviceRun& run) {
   if (mlp_) return queue_->mlp_forward(mlp_of(run));
   for (std::size_t i = 0; i < graph_->stages().size(); ++i)
-    if (!fused_away_[i]) forward_stage(static_cast<int>(i), run);
+    if (!fusion_.fused_away[i]) forward_stage(static_cast<int>(i), run);
   if (!reduced()) return;
   for (int output : graph_->outputs())
     if (const DeviceOut z = stored(output); z.type != DeviceType::Float32)
@@ -63,9 +63,11 @@ void DevicePlan::forward_stage(int id, const DeviceRun& run) {
       g.tb = true;
       g.c = z;
       if (stage.bias_id >= 0) g.bias = parameter(stage.bias_id, z.type, run);
-      const int fused = fused_[index(id)];
+      const int fused = fusion_.pointwise[index(id)];
       const bool in_place = fused >= 0 && z.data == stored(fused).data;
       if (in_place) g.op = op_of(graph_->stage(fused));
+      g.fuse = options_.epilogues;
+      if (leave_slope(id, run)) g.bits = slopes_[index(id)].bits.data();
       queue_->gemm(g);
       if (fused >= 0 && !in_place)
         queue_->forward(op_of(graph_->stage(fused)), n * width(id), z, stored(fused));
@@ -138,7 +140,7 @@ void DevicePlan::dropout(int id, const DeviceRun& run, Index n, DeviceIn from, D
 }
 
 DeviceOut DevicePlan::input_grad(int id, std::size_t k, bool* accumulate) {
-  const int base = base_[index(graph_->stage(id).in[k])];
+  const int base = fusion_.base[index(graph_->stage(id).in[k])];
   const DeviceOut grad = grad_of(base);
   *accumulate = written_[index(base)] != 0;
   written_[index(base)] = 1;
@@ -165,19 +167,21 @@ void DevicePlan::backward(const DeviceRun& run) {
   // cost.
   written_.assign(graph_->stages().size(), 0);
   parameter_written_.assign(graph_->parameters().size(), run.accumulate ? 1 : 0);
+  for (Slope& slope : slopes_) slope.passed = slope.summed = false;
   for (std::size_t i = 0; i < graph_->outputs().size(); ++i) {
     const int output = graph_->outputs()[i];
-    char& written = written_[index(base_[index(output)])];
+    char& written = written_[index(fusion_.base[index(output)])];
     if (written || (options_.output >= 0 && options_.output != static_cast<int>(i))) continue;
     if (reduced())
-      queue_->convert(rows() * width(output), grad(output), grad_of(base_[index(output)]));
+      queue_->convert(rows() * width(output), grad(output), grad_of(fusion_.base[index(output)]));
     written = 1;
   }
   for (std::size_t i = graph_->stages().size(); i-- > 0;)
-    if (!fused_away_[i]) backward_stage(static_cast<int>(i), run);
+    if (!fusion_.fused_away[i]) backward_stage(static_cast<int>(i), run);
   if (!reduced() || !options_.want_dx) return;
   for (int input : graph_->inputs())
-    queue_->convert(options_.count * width(input), grad_of(base_[index(input)]), grad(input));
+    queue_->convert(options_.count * width(input), grad_of(fusion_.base[index(input)]),
+                    grad(input));
 }
 
 DeviceIn DevicePlan::repeated(int stage, std::size_t place) {
@@ -191,8 +195,8 @@ DeviceIn DevicePlan::repeated(int stage, std::size_t place) {
 void DevicePlan::backward_stage(int id, const DeviceRun& run) {
   const Stage& stage = graph_->stage(id);
   if (stage.kind == Kind::Input || stage.kind == Kind::Reshape) return;
-  const DeviceIn dz = grad_of(base_[index(id)]);
-  const int out = fused_[index(id)] < 0 ? id : fused_[index(id)];
+  const DeviceIn dz = grad_of(fusion_.base[index(id)]);
+  const int out = fusion_.pointwise[index(id)] < 0 ? id : fusion_.pointwise[index(id)];
   if ((!dz || !reached(out)) && stage.kind != Kind::Nearest) return;
   const Index n = rows();
   bool accumulate = false;
@@ -240,13 +244,14 @@ void DevicePlan::backward_linear(int id, const DeviceRun& run) {
   const Parameter& w = graph_->parameter(stage.weight_id);
   const Index n = rows(), out = w.shape[0], in = w.shape[1];
   const DeviceOut ds = grad_of(id);
-  if (const int fused = fused_[index(id)]; fused >= 0) {
-    through_fused(id, ds);
+  const Slope& own = slopes_[index(id)];
+  if (fusion_.pointwise[index(id)] >= 0) {
+    if (!own.passed) through_fused(id, ds);
     written_[index(id)] = 1;
   }
   bool add_w = false, add_b = false, add_x = false;
   float* dw = parameter_grad(stage.weight_id, run, &add_w);
-  float* db = parameter_grad(stage.bias_id, run, &add_b);
+  float* db = own.summed ? nullptr : parameter_grad(stage.bias_id, run, &add_b);
   if (dw) {
     DeviceGemm g = product();
     g.m = out;
@@ -263,22 +268,29 @@ void DevicePlan::backward_linear(int id, const DeviceRun& run) {
       queue_->binary(DeviceBinary::Mul, w.size, dw, mask.data(), dw);
   }
   if (db) queue_->column_sums(n, out, ds, db, add_b);
-  if (const DeviceOut dx = input_grad(id, 0, &add_x)) {
-    DeviceGemm g = product();
-    g.m = n;
-    g.n = in;
-    g.k = out;
-    g.a = ds;
-    g.b = weight(id, run);
-    g.c = dx;
+  if (input_grad(id, 0, &add_x)) {
+    DeviceGemm g = dx_product(id, run);
     g.accumulate = add_x;
-    queue_->gemm(g);
+    if (!multiply_with_slope(id, g, run)) queue_->gemm(g);
   }
+}
+
+// dx = ds w
+DeviceGemm DevicePlan::dx_product(int id, const DeviceRun& run) const {
+  const Stage& stage = graph_->stage(id);
+  DeviceGemm g = product();
+  g.m = rows();
+  g.n = width(stage.in[0]);
+  g.k = width(id);
+  g.a = grad_of(id);
+  g.b = weight(id, run);
+  g.c = grad_of(fusion_.base[index(stage.in[0])]);
+  return g;
 }
 
 // In place: a gradient or a perturbation times h'(s) of the pointwise block fused into a Linear.
 void DevicePlan::through_fused(int id, DeviceOut d) {
-  const int fused = fused_[index(id)];
+  const int fused = fusion_.pointwise[index(id)];
   const bool kept = stored(id).data != stored(fused).data;
   queue_->backward(op_of(graph_->stage(fused)), rows() * width(id),
                    kept ? repeated(id, 0) : DeviceIn(), kept ? DeviceIn() : repeated(fused, 0), d,

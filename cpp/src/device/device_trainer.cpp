@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstddef>
 #include <cstdlib>
 #include <string>
 
@@ -12,7 +13,6 @@
 namespace gradstack {
 namespace {
 
-constexpr Index kMostSteps = 4096;  // between two looks of the host
 constexpr Index kPollSteps = 32;
 constexpr std::size_t kKeptSteps = 4;
 constexpr double kMargin = 1.0 / 16;     // of the device's memory, left free
@@ -57,8 +57,9 @@ DeviceTrainer::DeviceTrainer(std::shared_ptr<const Graph> graph, std::shared_ptr
       state_.emplace_back();
   what_ = DeviceArray<std::uint8_t>(queue_, n, "parameters");
   constants_ = DeviceArray<DeviceConstants>(queue_, kMostSteps, "state of a run");
-  at_ = DeviceArray<DeviceStep>(queue_, 1, "state of a run");
-  results_ = DeviceArray<double>(queue_, 2 * kMostSteps, "state of a run");
+  report_ = DeviceArray<Report>(queue_, 1, "state of a run");
+  at_ = &report_.data()->at;
+  results_ = report_.data()->results;
 
   // What moves is the same on every device: the host's updater says it.
   std::vector<std::uint8_t> flat(at(graph_->n_params())), what(at(n));
@@ -118,13 +119,14 @@ void DeviceTrainer::set_loss_scale(double scale, std::int64_t good_steps) {
   loss_scale_.good = good_steps;
 }
 
-// Where the device is after what was queued; waits for it.
-DeviceStep DeviceTrainer::look() {
-  DeviceStep now;
-  at_.to_host(&now, 1);
-  loss_scale_ = now.loss;
+// Where the device is after what was queued, and the results of up to that many steps; waits for
+// it.
+DeviceStep DeviceTrainer::look(Index steps) {
+  queue_->to_host(seen_.get(), report_.data(),
+                  offsetof(Report, results) + at(2 * steps) * sizeof(double));
+  loss_scale_ = seen_->at.loss;
   loss_scale_.overflow = 0;
-  return now;
+  return seen_->at;
 }
 
 DeviceTrainer::Step& DeviceTrainer::step_for(Index count, bool resident, TargetSpec target,
@@ -148,23 +150,25 @@ DeviceTrainer::Step& DeviceTrainer::step_for(Index count, bool resident, TargetS
   step.run.dw = dw_.data();
   step.run.train = train;
   step.run.seed = seed;
-  step.run.at = at_.data();
+  step.run.at = at_;
   step.allow_non_finite = allow_non_finite;
-  step.objective =
-      std::make_unique<DeviceObjective>(graph_, queue_, cost_, target, weighted,
-                                        DevicePlanOptions{.count = count,
-                                                          .gradients = true,
-                                                          .precision = precision_,
-                                                          .frozen = frozen_,
-                                                          .fused = fused_from_environment()});
+  step.objective = std::make_unique<DeviceObjective>(
+      graph_, queue_, cost_, target, weighted,
+      DevicePlanOptions{.count = count,
+                        .gradients = true,
+                        .precision = precision_,
+                        .frozen = frozen_,
+                        .fused = fused_from_environment(),
+                        .epilogues = epilogues_from_environment()});
   steps_.push_front(std::move(step));
   return steps_.front();
 }
 
 void DeviceTrainer::queue_step(Step& step) {
   if (step.resident)
-    step.objective->gather(stream_ ? stream_->ring() : *data_, device_order_.data(), at_.data());
-  step.objective->evaluate(step.run, at_.data(), results_.data(), true, step.allow_non_finite);
+    step.objective->gather(stream_ ? stream_->ring() : *data_, order_ ? order_->data() : nullptr,
+                           at_);
+  step.objective->evaluate(step.run, at_, results_, true, step.allow_non_finite);
   step.objective->backward(step.run);
   DeviceUpdate u;
   u.rule = optimizer_->rule();
@@ -175,13 +179,13 @@ void DeviceTrainer::queue_step(Step& step) {
   for (std::size_t i = 0; i < state_.size(); ++i) u.state[i] = state_[i].data();
   u.what = what_.data();
   u.constants = constants_.data();
-  u.at = at_.data();
+  u.at = at_;
   u.clip_value = static_cast<float>(optimizer_->options().clip_value);
   u.clip_norm = optimizer_->options().clip_norm;
   u.copy = copy_.values();
-  if (scales_losses()) queue_->find_overflow(at_.data(), u.n, u.g, u.what);
+  if (scales_losses()) queue_->find_overflow(at_, u.n, u.g, u.what);
   queue_->update(u);
-  queue_->close_step(at_.data(), step.count, step.allow_non_finite);
+  queue_->close_step(at_, step.count, step.allow_non_finite);
 }
 
 // The first step of a shape is made call by call: libraries load their kernels on first use, which
@@ -211,16 +215,14 @@ double DeviceTrainer::step(float* w, const Batch& batch, TargetSpec target, doub
       step_for(batch.count, false, target, batch.weight.data != nullptr, train, seed, false);
   step.objective->load(batch, 0);
   upload(w);
-  double results[2] = {NAN, 0};
   DeviceStep now;
   try {
     upload_constants(&lr, 1);
     now.step = optimizer_->steps - 1;
     now.loss = loss_scale_;
-    at_.from_host(&now, 1);
+    queue_->to_device(at_, &now, sizeof(now));
     make(step);
-    results_.to_host(results, 2);
-    now = look();
+    now = look(1);
     if (now.updates > 0)
       download(w);
     else
@@ -230,10 +232,10 @@ double DeviceTrainer::step(float* w, const Batch& batch, TargetSpec target, doub
     throw;
   }
   if (now.failed)
-    throw NonFiniteLoss(what_failed(results[0]) + " at step " + std::to_string(optimizer_->steps) +
-                        "; no update was made");
-  last_loss = results[0];
-  return results[0];
+    throw NonFiniteLoss(what_failed(seen_->results[0]) + " at step " +
+                        std::to_string(optimizer_->steps) + "; no update was made");
+  last_loss = seen_->results[0];
+  return last_loss;
 }
 
 void DeviceTrainer::begin(float* w, const Batch& data, TargetSpec target,
@@ -244,7 +246,7 @@ void DeviceTrainer::begin(float* w, const Batch& data, TargetSpec target,
   steps_.clear();
   data_.reset();  // first, so that its memory can be used again
   stream_.reset();
-  device_order_ = {};
+  order_.reset();
   Batch rows = data;
   rows.index = nullptr;
   rows.first = 0;
@@ -255,17 +257,15 @@ void DeviceTrainer::begin(float* w, const Batch& data, TargetSpec target,
   count_ = data.count;
   weighted_ = data.weight.data != nullptr;
   position = Position{};
-  order_epoch_ = next_epoch_ = -1;
-  order_.resize(options_.shuffle && options_.batch_size < data.count ? at(data.count) : 0);
-  next_order_.resize(order_.size());
-  if (const std::size_t chunk = chunk_bytes(rows)) {
+  const bool shuffled = options_.shuffle && options_.batch_size < data.count;
+  if (const std::size_t chunk = chunk_bytes(rows, shuffled)) {
     stream_ = std::make_unique<DeviceStream>(queue_, std::move(rows), target, options_.batch_size,
                                              chunk, options.threads, options.check_finite);
   } else {
     data_ = std::make_unique<DeviceData>(queue_, rows, target, options.check_finite);
-    if (!order_.empty())
-      device_order_ = DeviceArray<Index>(queue_, data.count, "the order of the samples");
   }
+  if (shuffled)
+    order_ = std::make_unique<DeviceOrder>(queue_, options_.seed, count_, data_ != nullptr);
   host_w_ = w;
 }
 
@@ -274,7 +274,7 @@ Index DeviceTrainer::steps_per_epoch() const {
 }
 
 // Bytes of a chunk, if the data set has to come in chunks; 0: it stays on the device.
-std::size_t DeviceTrainer::chunk_bytes(const Batch& data) const {
+std::size_t DeviceTrainer::chunk_bytes(const Batch& data, bool shuffled) const {
   if (on_device(*queue_, data)) return 0;
   if (const char* forced = std::getenv("GRADSTACK_STREAM_BYTES"))
     return std::max(std::strtoull(forced, nullptr, 10), 1ULL);
@@ -287,35 +287,15 @@ std::size_t DeviceTrainer::chunk_bytes(const Batch& data) const {
   const double left = static_cast<double>(memory.free) -
                       kMargin * static_cast<double>(memory.total) -
                       4.0 * sizeof(float) * batch * static_cast<double>(features);
-  const double order = order_.empty() ? 0.0 : sizeof(Index);
+  const double order = shuffled ? 2.0 * sizeof(Index) : 0.0;
   if (count * (static_cast<double>(bytes_per_sample(data, target_)) + order) <= left) return 0;
   return static_cast<std::size_t>(std::clamp(left / 4, 1.0, kChunkBytes));
-}
-
-// The order of an epoch, this one's or the next one's; a full batch needs none.
-const Index* DeviceTrainer::order_of(std::int64_t epoch) {
-  if (order_.empty()) return nullptr;
-  if (epoch == order_epoch_) return order_.data();
-  if (epoch != next_epoch_)
-    permutation(options_.seed, static_cast<std::uint64_t>(epoch), count_, next_order_.data());
-  next_epoch_ = epoch;
-  return next_order_.data();
-}
-
-void DeviceTrainer::upload_order(std::int64_t epoch) {
-  if (order_.empty() || order_epoch_ == epoch) return;
-  order_of(epoch);
-  order_.swap(next_order_);
-  next_epoch_ = -1;
-  order_epoch_ = epoch;
-  if (data_) device_order_.from_host(order_.data(), count_);
 }
 
 // Up to n steps of the current epoch, which `more` follow in this run; the constants of the first
 // are those of index 0.
 DeviceTrainer::Made DeviceTrainer::make_steps(Index n, Index more,
                                               const std::function<bool()>& interrupted) {
-  upload_order(position.epoch);
   Made made;
   auto polled = std::chrono::steady_clock::now();
   const auto stopped = [&] {
@@ -333,14 +313,16 @@ DeviceTrainer::Made DeviceTrainer::make_steps(Index n, Index more,
   if (stream_) {
     now.first = stream_->ring_row(position.epoch, position.step_in_epoch);
     now.wrap = stream_->ring_rows();
+  } else if (order_) {
+    now.first += order_->open(position.epoch);
   }
-  at_.from_host(&now, 1);
+  queue_->to_device(at_, &now, sizeof(now));
   for (Index queued = 0; queued < n && !made.stopped; ++queued) {
     const Index step = position.step_in_epoch + queued;
     if (stream_) {
       const DeviceStream::Prepared prepared = stream_->prepare(
           position.epoch, step, n - 1 - queued + more,
-          [this](std::int64_t epoch) { return order_of(epoch); }, stopped);
+          [this](std::int64_t epoch) { return order_ ? order_->of(epoch) : nullptr; }, stopped);
       made.bad_row = prepared.bad_row;
       if (made.bad_row >= 0 || prepared.stopped) break;
     }
@@ -349,8 +331,8 @@ DeviceTrainer::Made DeviceTrainer::make_steps(Index n, Index more,
                   options_.seed, options_.allow_non_finite));
     if (queued % kPollSteps == 0) stopped();
   }
-  order_of(position.epoch + 1);  // drawn while the device works
-  now = look();
+  if (order_) order_->of(position.epoch + 1);  // drawn while the device works
+  now = look(n);
   made.steps = now.index;
   made.updates = now.updates;
   made.failed = now.failed != 0;
@@ -383,20 +365,17 @@ std::vector<double> DeviceTrainer::run(const double* lrs, Index n,
   double failed_loss = 0;
   try {
     upload(host_w_);
-    std::vector<double> results;
     const auto given_up = [&] { return made.failed || made.stopped || made.bad_row >= 0; };
     for (Index done = 0; done < n && !given_up(); done += made.steps) {
       const Index left = std::min(n - done, steps_per_epoch() - position.step_in_epoch);
       const Index wanted = std::min(left, kMostSteps);
       upload_constants(lrs + updates, wanted);  // a skipped step leaves its learning rate
       made = make_steps(wanted, n - done - wanted, interrupted);
-      results.resize(at(2 * (made.steps + made.failed)));
-      results_.to_host(results.data(), static_cast<Index>(results.size()));
       rewind(made.updates);
       updates += made.updates;
-      account(results.data(), made.steps, finished);
+      account(seen_->results, made.steps, finished);
       updates_.resize(finished.size(), updates);
-      if (made.failed) failed_loss = results[at(2 * made.steps)];
+      if (made.failed) failed_loss = seen_->results[2 * made.steps];
     }
     download(host_w_);
   } catch (...) {
@@ -406,7 +385,7 @@ std::vector<double> DeviceTrainer::run(const double* lrs, Index n,
     loss_scale_ = loss_scale_before;
     optimizer_->steps = t_before;
     optimizer_->scalars() = scalars_before;
-    order_epoch_ = next_epoch_ = -1;
+    if (order_) order_->forget();
     if (stream_) stream_->forget();
     throw;
   }

@@ -39,7 +39,8 @@ struct GELU {
 // s (1 + tanh(u)) / 2 with u = sqrt(2/pi) (s + 0.044715 s^3), written with the logistic function:
 // (1 + tanh(u)) / 2 = p(2u).
 struct GELUTanh {
-  static constexpr OpInfo info{"gelu_tanh", ""};  // nn.GELU(approximate="tanh")
+  // nn.GELU(approximate="tanh")
+  static constexpr OpInfo info{"gelu_tanh", "", 0, {}, Epilogue::GELUTanh};
   static constexpr bool has_d1_from_z = false;
   GS_HD explicit GELUTanh(const double*) {}
   template <class V> GS_HD GS_INLINE V h(V s) const {

@@ -8,7 +8,7 @@ inline namespace GRADSTACK_UNIT {
 namespace ops {
 
 struct ReLU {
-  static constexpr OpInfo info{"relu", "ReLU"};
+  static constexpr OpInfo info{"relu", "ReLU", 0, {}, Epilogue::ReLU};
   static constexpr bool has_d1_from_z = true;
   GS_HD explicit ReLU(const double*) {}
   template <class V> GS_HD GS_INLINE V h(V s) const { return maximum(V(0), s); }
