@@ -42,6 +42,13 @@ def pytest_configure(config: pytest.Config) -> None:
             pytest.exit(f"required oracles are not installed: {', '.join(missing)}", returncode=3)
 
 
+@pytest.fixture(autouse=True)
+def _same_parameters_in_every_run() -> None:
+    import gradstack
+
+    gradstack.seed(0)
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Note what passes in the file GRADSTACK_NOTE_PASSED, so that a later run may leave it out."""
     path = os.environ.get("GRADSTACK_NOTE_PASSED")

@@ -86,11 +86,13 @@ CTRL_C = """
     X = rng.standard_normal((samples, width)).astype(np.float32)
     net = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width))
     start = net.w.copy()
+    # The time of the thread that trains: another program on its core is not to be counted.
+    clock = time.pthread_getcpuclockid(threading.main_thread().ident)
     sent = []
 
     def interrupt():
         time.sleep(0.3)
-        sent.append(time.perf_counter())
+        sent.append(time.clock_gettime(clock))
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt).start()
@@ -98,7 +100,7 @@ CTRL_C = """
         gs.fit(net, X, X, cost=nn.MSELoss(), optimizer=optim.SGD(lr=1e-3), batch_size=None,
                epochs=10**7)
     except KeyboardInterrupt:
-        late = time.perf_counter() - sent[0]
+        late = time.clock_gettime(clock) - sent[0]
     assert late < 0.5, f"noticed after {late:.2f} s"
     assert np.isfinite(net.w).all() and np.isfinite(net(X[:3])).all()
     whole = net.w.copy()
