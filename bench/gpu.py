@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import gpu_calculus
+from bench import gpu_calculus, gpu_check
 from bench.gpu_loads import LOADS, LR, PRECISIONS, SMOKE, Task
 from bench.timing import interleave
 
@@ -53,10 +53,13 @@ def build() -> None:
     configure += ["-DCMAKE_BUILD_TYPE=Release", "-DGRADSTACK_PYTHON=ON", "-DGRADSTACK_CUDA=ON"]
     configure += [f"-DCMAKE_CUDA_ARCHITECTURES={architecture}"]
     configure += [f"-DPython_EXECUTABLE={sys.executable}"]
-    subprocess.run([*configure, f"-Dpybind11_DIR={cmake_dir}"], check=True)
+    found = {**os.environ, "PATH": gpu_check.search_path()}
+    subprocess.run([*configure, f"-Dpybind11_DIR={cmake_dir}"], env=found, check=True)
     jobs = str(os.cpu_count() or 1)
     subprocess.run(
-        ["cmake", "--build", str(folder), "-j", jobs, "--target", "_core", "_cuda"], check=True
+        ["cmake", "--build", str(folder), "-j", jobs, "--target", "_core", "_cuda"],
+        env=found,
+        check=True,
     )
     for module in (*folder.glob("_core*.so"), *folder.glob("_cuda*.so")):
         shutil.copy2(module, ROOT / "python" / "gradstack")
@@ -396,9 +399,7 @@ def main() -> None:
     from gradstack._device import open_device
 
     if arguments.check:
-        from bench.gpu_check import check
-
-        sys.exit(check(open_device("cuda").name, arguments.check))
+        sys.exit(gpu_check.check(open_device("cuda").name, arguments.check))
     report: dict[str, Any] = {"device": open_device("cuda").name, "loads": [], "derivatives": []}
     print(f"device: {report['device']}")
     report["epilogues"] = {p: open_device("cuda").epilogues("relu", p) for p in PRECISIONS}

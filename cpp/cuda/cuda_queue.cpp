@@ -360,7 +360,6 @@ std::optional<CudaQueue::Epilogue> CudaQueue::epilogue_of(const DeviceGemm& g, C
 
 bool CudaQueue::product(const DeviceGemm& g, Call call, bool run) {
   enter();
-  launch_.last = "a matrix product";
   const std::optional<Epilogue> epilogue = epilogue_of(g, call);
   return epilogue && matmul(g, *epilogue, run);
 }
@@ -448,7 +447,9 @@ bool CudaQueue::matmul(const DeviceGemm& g, const Epilogue& epilogue, bool run) 
   const bool refused =
       status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE;
   if (refused && epilogue.kind != CUBLASLT_EPILOGUE_DEFAULT) return found->second.found = false;
+  if (status != CUBLAS_STATUS_SUCCESS) expect(cudaGetLastError(), "a matrix product");
   check(status, "matrix product");
+  launch_.last = "a matrix product";
   if (launch_.wait) wait("a matrix product");
   return true;
 }
