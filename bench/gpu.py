@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import gpu_calculus
+from bench import gpu_calculus, gpu_check
 from bench.gpu_loads import LOADS, LR, PRECISIONS, SMOKE, Task
 from bench.timing import interleave
 
@@ -41,18 +41,25 @@ FUSED = "gradstack fused, bf16"
 
 def build() -> None:
     """Build the core and the CUDA module for the GPU of this machine, into the source tree."""
+    import torch
+
     folder = ROOT / "build" / "gpu"
+    architecture = "{}{}-real".format(*torch.cuda.get_device_capability())
     cmake_dir = subprocess.run(
         [sys.executable, "-m", "pybind11", "--cmakedir"], capture_output=True, text=True, check=True
     ).stdout.strip()
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     configure = ["cmake", "-S", str(ROOT), "-B", str(folder), *generator]
     configure += ["-DCMAKE_BUILD_TYPE=Release", "-DGRADSTACK_PYTHON=ON", "-DGRADSTACK_CUDA=ON"]
-    configure += ["-DCMAKE_CUDA_ARCHITECTURES=native", f"-DPython_EXECUTABLE={sys.executable}"]
-    subprocess.run([*configure, f"-Dpybind11_DIR={cmake_dir}"], check=True)
+    configure += [f"-DCMAKE_CUDA_ARCHITECTURES={architecture}"]
+    configure += [f"-DPython_EXECUTABLE={sys.executable}"]
+    found = {**os.environ, "PATH": gpu_check.search_path()}
+    subprocess.run([*configure, f"-Dpybind11_DIR={cmake_dir}"], env=found, check=True)
     jobs = str(os.cpu_count() or 1)
     subprocess.run(
-        ["cmake", "--build", str(folder), "-j", jobs, "--target", "_core", "_cuda"], check=True
+        ["cmake", "--build", str(folder), "-j", jobs, "--target", "_core", "_cuda"],
+        env=found,
+        check=True,
     )
     for module in (*folder.glob("_core*.so"), *folder.glob("_cuda*.so")):
         shutil.copy2(module, ROOT / "python" / "gradstack")
@@ -173,8 +180,8 @@ def torch_run(task: Task, how: str, device: str) -> Callable[[int], None]:
     from bench.peers.torch_ import sequential
 
     load = task.load
-    torch.backends.cuda.matmul.allow_tf32 = False
     bf16, tf32 = "bf16" in how, "tf32" in how
+    torch.backends.cuda.matmul.allow_tf32 = tf32  # when a graph is captured, too
     net = sequential(task.layers, "relu").to(device)
     cost = torch.nn.CrossEntropyLoss() if load.cost == "cross_entropy" else torch.nn.MSELoss()
     optimizer = torch.optim.SGD(
@@ -220,13 +227,13 @@ def torch_run(task: Task, how: str, device: str) -> Callable[[int], None]:
     return run
 
 
-def jax_run(task: Task, bf16: bool = False) -> Callable[[int], None]:
+def jax_run(task: Task, precision: str = "float32") -> Callable[[int], None]:
     """JAX: an epoch is one jitted scan; in bf16 activations and factors of products are."""
     import jax
     import jax.numpy as jnp
 
-    jax.config.update("jax_default_matmul_precision", "highest")
-    load = task.load
+    load, bf16 = task.load, precision == "bf16"
+    products = "tensorfloat32" if precision == "tf32" else "highest"
     x, y = jnp.asarray(task.x), jnp.asarray(task.y)
 
     def loss(layers: Any, xb: Any, yb: Any) -> Any:
@@ -254,9 +261,10 @@ def jax_run(task: Task, bf16: bool = False) -> Callable[[int], None]:
     kept = [(layers, jax.tree.map(jnp.zeros_like, layers)), jax.random.key(0)]
 
     def run(epochs: int) -> None:
-        for _ in range(epochs):
-            kept[1], key = jax.random.split(kept[1])
-            kept[0] = epoch(kept[0], key)
+        with jax.default_matmul_precision(products):  # read when an epoch is compiled
+            for _ in range(epochs):
+                kept[1], key = jax.random.split(kept[1])
+                kept[0] = epoch(kept[0], key)
         jax.block_until_ready(kept[0])
 
     return run
@@ -286,7 +294,8 @@ def competitors(task: Task, smoke: bool) -> Iterator[tuple[str, Callable[[], Any
 
         if smoke or jax.default_backend() == "gpu":
             yield "JAX jit", lambda: jax_run(task)
-            yield "JAX jit, bf16", lambda: jax_run(task, bf16=True)
+            yield "JAX jit, tf32", lambda: jax_run(task, "tf32")
+            yield "JAX jit, bf16", lambda: jax_run(task, "bf16")
 
 
 def precision_of(name: str) -> str:
@@ -390,9 +399,7 @@ def main() -> None:
     from gradstack._device import open_device
 
     if arguments.check:
-        from bench.gpu_check import check
-
-        sys.exit(check(open_device("cuda").name, arguments.check))
+        sys.exit(gpu_check.check(open_device("cuda").name, arguments.check))
     report: dict[str, Any] = {"device": open_device("cuda").name, "loads": [], "derivatives": []}
     print(f"device: {report['device']}")
     report["epilogues"] = {p: open_device("cuda").epilogues("relu", p) for p in PRECISIONS}

@@ -50,13 +50,16 @@ class Outcome(NamedTuple):
     said: str
 
 
-def sanitizer() -> str | None:
-    """The program, on the path or in the toolkit."""
+def search_path() -> str:
+    """Where programs of the toolkit may be: the path, then its usual homes."""
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     folders = [str(pathlib.Path(home) / "bin") for home in homes if home]
-    return shutil.which("compute-sanitizer") or shutil.which(
-        "compute-sanitizer", path=os.pathsep.join(folders)
-    )
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), *folders])
+
+
+def sanitizer() -> str | None:
+    """The program, on the path or in the toolkit."""
+    return shutil.which("compute-sanitizer", path=search_path())
 
 
 def test_files() -> list[str]:

@@ -7,9 +7,15 @@ if(GRADSTACK_CUDA_EMULATED)
 else()
   include(cmake/CudaKernels.cmake)
   find_package(CUDAToolkit 12.8 REQUIRED)
-  execute_process(
-    COMMAND ${Python_EXECUTABLE} -c "import nvidia; print(list(nvidia.__path__)[0])"
-    OUTPUT_VARIABLE nvidia_packages OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+  # -E: pip builds in an environment of its own, and hides the interpreter's by way of PYTHONPATH.
+  foreach(flag -u -E)
+    execute_process(
+      COMMAND ${Python_EXECUTABLE} ${flag} -c "import nvidia; print(list(nvidia.__path__)[0])"
+      OUTPUT_VARIABLE nvidia_packages OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+    if(nvidia_packages)
+      break()
+    endif()
+  endforeach()
   set(cuda_major cu${CUDAToolkit_VERSION_MAJOR})
   set(GRADSTACK_CUBLAS_ROOT "" CACHE PATH "Folder with include/cublasLt.h and lib/libcublasLt.so")
   set(cublas_hints ${GRADSTACK_CUBLAS_ROOT} ${nvidia_packages}/${cuda_major}
@@ -20,8 +26,9 @@ else()
     NAMES cublasLt libcublasLt.so.${CUDAToolkit_VERSION_MAJOR} HINTS ${cublas_hints}
     PATH_SUFFIXES lib lib64 NO_CMAKE_FIND_ROOT_PATH)
   if(NOT CUBLASLT_INCLUDE_DIR OR NOT CUBLASLT_LIBRARY)
-    message(FATAL_ERROR "cuBLASLt was not found: pip install nvidia-cublas, or set "
-      "GRADSTACK_CUBLAS_ROOT to a folder with include/cublasLt.h and lib/libcublasLt.so")
+    message(FATAL_ERROR "cuBLASLt was not found: pip install nvidia-cublas, or say where it is with "
+      "-DGRADSTACK_CUBLAS_ROOT=... (pip: -C cmake.define.GRADSTACK_CUBLAS_ROOT=...), a folder with "
+      "include/cublasLt.h and lib/libcublasLt.so")
   endif()
   set(cuda_sources cpp/cuda/cuda_queue.cpp cpp/cuda/cuda_lines.cpp)
 endif()
@@ -37,10 +44,10 @@ if(NOT GRADSTACK_CUDA_EMULATED)
   target_sources(_cuda PRIVATE $<TARGET_OBJECTS:gradstack_cuda_kernels>)
   target_include_directories(_cuda SYSTEM PRIVATE ${CUBLASLT_INCLUDE_DIR})
   # The runtime is linked statically: at run time only the driver and cuBLASLt are looked for, the
-  # latter beside us in site-packages and then where the system has it.
+  # latter, once installed, beside us in site-packages and then where the system has it; a module
+  # in its build folder knows where it was linked from.
   target_link_libraries(_cuda PRIVATE CUDA::cudart_static ${CUBLASLT_LIBRARY})
   set_target_properties(_cuda PROPERTIES
-    BUILD_WITH_INSTALL_RPATH ON
     INSTALL_RPATH "$ORIGIN/../nvidia/${cuda_major}/lib;$ORIGIN/../nvidia/cublas/lib")
 endif()
 if(SKBUILD)  # which asks for _core

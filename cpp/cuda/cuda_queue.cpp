@@ -116,6 +116,7 @@ class CudaQueue final : public KernelQueue<CudaLaunch> {
   bool product(const DeviceGemm& g, Call call, bool run) override;
   static std::optional<Epilogue> epilogue_of(const DeviceGemm& g, Call call);
   bool matmul(const DeviceGemm& g, const Epilogue& epilogue, bool run);
+  void expect(cudaError_t status, const char* what) const;
   void wait(const char* what);
   void destroy() noexcept;
   cudaStream_t stream(DeviceLine line) const {
@@ -170,7 +171,7 @@ void CudaQueue::destroy() noexcept {
 // Every call: the current device is a property of the calling thread.
 void CudaQueue::enter() {
   check_process();
-  device::check(cudaSetDevice(device_), "cudaSetDevice");
+  expect(cudaSetDevice(device_), "cudaSetDevice");
 }
 
 void* CudaQueue::allocate(std::size_t bytes, const char* what) {
@@ -195,33 +196,30 @@ void CudaQueue::release(void* memory) noexcept {
   cudaFree(memory);  // waits for kernels that use it
 }
 
-void CudaQueue::wait(const char* what) {
-  if (const cudaError_t status = cudaStreamSynchronize(launch_.stream); status != cudaSuccess)
-    device::check(status, while_waiting(what, launch_.last).c_str());
+// An error that a call reports may be that of a kernel queued before.
+void CudaQueue::expect(cudaError_t status, const char* what) const {
+  if (status != cudaSuccess) device::check(status, while_waiting(what, launch_.last).c_str());
 }
+
+void CudaQueue::wait(const char* what) { expect(cudaStreamSynchronize(launch_.stream), what); }
 
 void CudaQueue::to_device(void* to, const void* host, std::size_t bytes) {
   enter();
   // The kind is seen from the addresses: `host` may be device memory.
-  device::check(cudaMemcpyAsync(to, host, bytes, cudaMemcpyDefault, launch_.stream),
-                "copy to the device");
-  // From pageable memory the call returns when the source has been read or staged, from page-locked
-  // memory it does not.
-  const cudaMemoryType type = memory_type(host);
-  if (type != cudaMemoryTypeUnregistered && type != cudaMemoryTypeDevice)
-    wait("copy to the device");
+  expect(cudaMemcpyAsync(to, host, bytes, cudaMemcpyDefault, launch_.stream), "copy to the device");
+  // CUDA leaves open when it has read the host's memory, page-locked or not.
+  if (memory_type(host) != cudaMemoryTypeDevice) wait("copy to the device");
 }
 
 void CudaQueue::to_host(void* host, const void* from, std::size_t bytes) {
   enter();
-  device::check(cudaMemcpyAsync(host, from, bytes, cudaMemcpyDefault, launch_.stream),
-                "copy to the host");
+  expect(cudaMemcpyAsync(host, from, bytes, cudaMemcpyDefault, launch_.stream), "copy to the host");
   if (memory_type(host) != cudaMemoryTypeDevice) wait("copy to the host");
 }
 
 void CudaQueue::zero(void* to, std::size_t bytes) {
   enter();
-  device::check(cudaMemsetAsync(to, 0, bytes, launch_.stream), "zeroing memory");
+  expect(cudaMemsetAsync(to, 0, bytes, launch_.stream), "zeroing memory");
 }
 
 void CudaQueue::synchronize() {
@@ -315,9 +313,9 @@ void CudaQueue::abandon_recording() noexcept {
 
 void CudaQueue::replay(const DeviceRecording& recording) {
   enter();
+  expect(cudaGraphLaunch(static_cast<const Recording&>(recording).exec, launch_.stream),
+         "replaying a step");
   launch_.last = "a recorded step";
-  device::check(cudaGraphLaunch(static_cast<const Recording&>(recording).exec, launch_.stream),
-                "replaying a step");
   if (launch_.wait) wait("replaying a step");
 }
 
@@ -362,7 +360,6 @@ std::optional<CudaQueue::Epilogue> CudaQueue::epilogue_of(const DeviceGemm& g, C
 
 bool CudaQueue::product(const DeviceGemm& g, Call call, bool run) {
   enter();
-  launch_.last = "a matrix product";
   const std::optional<Epilogue> epilogue = epilogue_of(g, call);
   return epilogue && matmul(g, *epilogue, run);
 }
@@ -450,7 +447,9 @@ bool CudaQueue::matmul(const DeviceGemm& g, const Epilogue& epilogue, bool run) 
   const bool refused =
       status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE;
   if (refused && epilogue.kind != CUBLASLT_EPILOGUE_DEFAULT) return found->second.found = false;
+  if (status != CUBLAS_STATUS_SUCCESS) expect(cudaGetLastError(), "a matrix product");
   check(status, "matrix product");
+  launch_.last = "a matrix product";
   if (launch_.wait) wait("a matrix product");
   return true;
 }

@@ -2,6 +2,7 @@
 #include "cuda_launch.hpp"
 #include "fused_mlp.hpp"
 #include "kernel_queue.hpp"
+#include "process.hpp"
 
 namespace gradstack::device {
 namespace {
@@ -85,8 +86,10 @@ void CudaLaunch::rows(const char* name, Index n, Index cols, const Value& value,
 }
 
 void CudaLaunch::launched(const char* name) {
+  // It may also be the error of a kernel that was launched before.
+  if (const cudaError_t status = cudaGetLastError(); status != cudaSuccess)
+    check(status, while_waiting(std::string("launching ") + name, last).c_str());
   last = name;
-  check(cudaGetLastError(), name);
   if (wait) check(cudaStreamSynchronize(stream), name);
 }
 
