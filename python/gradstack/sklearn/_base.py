@@ -118,6 +118,7 @@ class BaseMLP(BaseEstimator):
     out_activation_: str
     _net: nn.Sequential
     _head: Head
+    _built_shape: tuple[list[int], list[str], list[float]]
     _optimizer: Any
     _no_improvement_count: int
 
@@ -180,12 +181,23 @@ class BaseMLP(BaseEstimator):
                 raise ValueError("sample_weight is 0 for every sample, nothing is left to fit")
         random_state = check_random_state(self.random_state)
         head = self._make_head(y, weight)
+        shape = self._shape()
         if first:
-            self._start(X, head, random_state)
-        elif head.units != self._head.units:
+            self._net = build_net(X.shape[1], *shape, head, X.dtype, random_state)
+            self.n_layers_ = len(shape[0]) + 2
+            self.n_outputs_ = head.units
+            self.n_iter_ = self.t_ = 0
+            self._optimizer = None
+        elif (shape, head.units, head.tail) != (
+            self._built_shape,
+            self._head.units,
+            self._head.tail,
+        ):
             raise ValueError(
-                f"y has {head.units} outputs, expected {self._head.units} as in the previous fit"
+                "the hidden layers, their activations and dropout, the outputs and the kind of "
+                "cost must be those of the fit that this one continues"
             )
+        self._built_shape = shape
         self._head = head
         self.out_activation_ = head.activation
         dtype = self._net.w.dtype
@@ -193,6 +205,7 @@ class BaseMLP(BaseEstimator):
         if self.solver == "lbfgs":
             train_lbfgs(self, TrainingSet(X, self._targets(y, dtype), weight))
             return self
+        self._open_records(first, held_out_wanted)
         held_out = None
         if held_out_wanted:
             X, y, weight, held_out = self._hold_out(X, y, weight, random_state)
@@ -209,20 +222,18 @@ class BaseMLP(BaseEstimator):
             if self.validation is not None:
                 raise ValueError("validation needs solver='sgd' or 'adam': lbfgs has no epochs")
 
-    def _start(self, X: Array, head: Head, random_state: np.random.RandomState) -> None:
-        """A new net and empty records."""
+    def _shape(self) -> tuple[list[int], list[str], list[float]]:
+        """Sizes, activations and dropout of the hidden layers."""
         sizes = hidden_sizes(self.hidden_layer_sizes)
         names = activation_names(self.activation, len(sizes))
-        rates = dropout_rates(self.dropout, len(sizes))
-        self._net = build_net(X.shape[1], sizes, names, rates, head, X.dtype, random_state)
-        self._optimizer = None
-        self.n_layers_ = len(sizes) + 2
-        self.n_outputs_ = head.units
-        self.n_iter_ = self.t_ = 0
-        if self.solver in _STOCHASTIC:
+        return sizes, names, dropout_rates(self.dropout, len(sizes))
+
+    def _open_records(self, first: bool, watched: bool) -> None:
+        """Empty records for a new net, or when another kind is kept from now on."""
+        kept = hasattr(self, "loss_curve_")
+        if first or not kept or (self.validation_scores_ is not None) != watched:
             self.loss_curve_ = []
             self._no_improvement_count = 0
-            watched = self.early_stopping or self.validation is not None
             self.validation_scores_ = [] if watched else None
             self.best_validation_score_ = -np.inf if watched else None
             self.best_loss_ = None if watched else np.inf

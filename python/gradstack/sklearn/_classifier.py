@@ -20,7 +20,6 @@ from sklearn.utils.multiclass import (
 )
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
-import gradstack as gs
 from gradstack.sklearn._base import BaseMLP
 from gradstack.sklearn._heads import Head, classifier_head
 
@@ -80,8 +79,9 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     max_fun : int
         Evaluations of 'lbfgs'.
     cost : Cost, optional
-        Any suitable cost in the place of the cross-entropy. Those that take no logits (`SquaredError`,
-        `HuberLoss`, costs in Python, ...) compare probabilities with rows of 0 and 1.
+        Any suitable cost in the place of the cross-entropy. Those that take no logits
+        (`SquaredError`, `HuberLoss`, costs in Python, ...) compare probabilities with rows of 0
+        and 1.
     dropout : float, or a sequence with one for each hidden layer
         Probability that an output of a hidden layer is 0 while training. Not for 'lbfgs'.
     class_weight : dict, 'balanced', a list of dicts for several labels, or None
@@ -212,14 +212,21 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
 
     def _targets(self, y: Any, dtype: np.dtype[Any]) -> Array:
         if self._head.labels:
-            return np.searchsorted(self.classes_, y)
+            index: Array = np.searchsorted(self.classes_, y)
+            return index
         return np.asarray(self._label_binarizer.transform(y), dtype)
 
     def _sample_weight(self, y: Any, sample_weight: Array | None) -> Array | None:
         if self.class_weight is None:
             return sample_weight
-        weight = compute_sample_weight(self.class_weight, y)
-        return np.asarray(weight if sample_weight is None else weight * sample_weight)
+        own = np.ones(len(y)) if sample_weight is None else sample_weight
+        if self._multilabel or isinstance(self.class_weight, dict):
+            return np.asarray(own * compute_sample_weight(self.class_weight, y))
+        # Classes are balanced by their weight, so that a sample of weight 2 is as good as two.
+        index = np.searchsorted(self.classes_, y)
+        totals = np.bincount(index, weights=own)
+        of_class = np.maximum(totals, np.finfo(float).tiny)[index]  # nothing weighs 0 / 0
+        return np.asarray(own / of_class * totals.sum() / np.count_nonzero(totals))
 
     def _stratify(self, y: Any) -> Any:
         return None if self._multilabel else y
@@ -227,16 +234,18 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     def _decode(self, probabilities: Array) -> Array:
         """Classes, (B,), or labels, (B, K), of probabilities (B, K)."""
         if self._multilabel:
-            return (probabilities > 0.5).astype(self.classes_.dtype)
+            labels: Array = (probabilities > 0.5).astype(self.classes_.dtype)
+            return labels
         return np.asarray(self.classes_[probabilities.argmax(axis=1)])
 
     def _probabilities(self, raw: Array) -> Array:
-        p = self._head.output(raw)
-        if self._multilabel:
-            return p
-        if len(self.classes_) == 1:
-            return np.ones((len(p), 1), p.dtype)
-        return np.hstack([1 - p, p]) if p.shape[1] == 1 else p
+        if len(self.classes_) == 1 and not self._multilabel:
+            return np.ones((len(raw), 1), raw.dtype)
+        if self._multilabel or self._head.units > 1:
+            return self._head.output(raw)
+        if self._head.tail is None:  # 1 - p would round what is small
+            return self._head.output(np.hstack([-raw, raw]))
+        return np.hstack([1 - raw, raw])
 
     def _score_raw(self, raw: Array, y: Any, sample_weight: Array | None) -> float:
         if not np.isfinite(raw).all():
@@ -282,6 +291,10 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         MLPClassifier
             Itself.
         """
+        if self.class_weight == "balanced":
+            raise ValueError(
+                "class_weight='balanced' needs all samples at once: give partial_fit a dict"
+            )
         if _check_partial_fit_first_call(self, classes):
             self._learn_classes(y if type_of_target(y).startswith("multilabel") else classes)
         self._fit(X, y, sample_weight, incremental=True)
@@ -302,7 +315,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         return self._probabilities(self._raw(X))
 
     def predict_log_proba(self, X: Any) -> Array:
-        """Logarithms of the probabilities, without rounding them first where logits are known.
+        """Logarithms of `predict_proba`; -inf where a probability is 0 after rounding.
 
         Parameters
         ----------
@@ -312,16 +325,9 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         -------
         numpy.ndarray, (n_samples, n_classes)
         """
-        raw = self._raw(X)
-        if self._head.tail == "log_softmax":
-            return raw
-        if self._head.tail is None and len(self.classes_) > 1:
-            if self._head.activation == "softmax":
-                return np.asarray(gs.log_softmax(raw))
-            logs = raw if self._multilabel else np.hstack([-raw, raw])
-            return np.asarray(gs.log_sigmoid(logs))
         with np.errstate(divide="ignore"):
-            return np.log(self._probabilities(raw))
+            logs: Array = np.log(self.predict_proba(X))
+        return logs
 
     def predict(self, X: Any) -> Array:
         """The most probable classes.

@@ -32,7 +32,10 @@ class Head(NamedTuple):
 
     def tail_module(self) -> nn.Module | None:
         """The block after the last linear one."""
-        return None if self.tail is None else _TAILS[self.tail]()
+        if self.tail is None:
+            return None
+        module: nn.Module = getattr(nn, _TAILS[self.tail])()
+        return module
 
     def output(self, raw: Array) -> Array:
         """Predictions (probabilities, values) from outputs of the net."""
@@ -43,11 +46,7 @@ class Head(NamedTuple):
         return np.asarray(_LINKS[self.activation](raw))
 
 
-_TAILS: dict[str, Any] = {
-    "softmax": nn.Softmax,
-    "logistic": nn.Sigmoid,
-    "log_softmax": nn.LogSoftmax,
-}
+_TAILS = {"softmax": "Softmax", "logistic": "Sigmoid", "log_softmax": "LogSoftmax"}
 _LINKS: dict[str, Any] = {"softmax": gs.softmax, "logistic": gs.sigmoid, "exp": np.exp}
 
 # What a classifier's cost is given: labels, or rows of 0 and 1; logits, or (log) probabilities.
@@ -83,9 +82,7 @@ def classifier_head(cost: Any, n_classes: int, multilabel: bool) -> Head:
     if cost is None:
         if multilabel or one_unit:
             k = n_classes if multilabel else 1
-            return Head(
-                nn.BCEWithLogitsLoss(), k, "logistic", scale=1.0 / k, loss_scale=float(k)
-            )
+            return Head(nn.BCEWithLogitsLoss(), k, "logistic", scale=1.0 / k, loss_scale=float(k))
         return Head(nn.CrossEntropyLoss(), n_classes, "softmax", labels=True)
     name = _check_cost(cost)
     if name in _OF_LABELS:

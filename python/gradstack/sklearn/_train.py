@@ -161,7 +161,7 @@ class Watch:
         """Change the rate of SGD. scikit-learn's velocity contains it, the core's does not."""
         optimizer = self.est._optimizer
         for velocity in optimizer.state.values():
-            velocity *= self.lr / lr
+            velocity[...] *= self.lr / lr
         optimizer.lr = lr / self.est._head.scale
         self.lr = lr
 
@@ -187,8 +187,14 @@ def train_stochastic(
             stacklevel=4,
         )
         batch_size = n
-    if not incremental or est._optimizer is None:
-        est._optimizer = make_optimizer(est, est.alpha / (batch_size * data.mean_weight))
+    made = make_optimizer(est, est.alpha / (batch_size * data.mean_weight))
+    before = est._optimizer
+    if not incremental or type(before) is not type(made):
+        est._optimizer = made
+    elif before.weight_decay != made.weight_decay:  # this call has another number of samples
+        made.import_state(*before.export_state())
+        made.lr = before.lr
+        est._optimizer = made
     est.n_iter_ = 0
     watch = Watch(est, data, math.ceil(n / batch_size), held_out, incremental)
     try:
