@@ -74,7 +74,7 @@ _LAZY = {
     "draw": "gradstack._draw",
     "simplify": "gradstack._simplify",
 }
-_LAZY_MODULES = ("blackbox", "plot", "rl")
+_LAZY_MODULES = ("blackbox", "plot", "rl", "sklearn")
 
 
 def __getattr__(name: str) -> Any:
