@@ -57,7 +57,7 @@ class Surrogate(nn.Module):
 
 def learn(rng: np.random.Generator, quick: bool) -> nn.Module:
     """Train a model of the simulator on random transitions."""
-    count, epochs, batch = (20000, 15, 128) if quick else (80000, 60, 128)
+    count, epochs, batch = (40000, 30, 128) if quick else (80000, 60, 128)
     x = rng.uniform(-1, 1, (count + 2000, 5)) * (2.5, np.pi, 6.0, 12.0, 1.0)
     change = simulate(x[:, :4], x[:, 4]) - x[:, :4]
     scale = change.std(axis=0)
