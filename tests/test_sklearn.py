@@ -47,17 +47,21 @@ PROBLEMS = {
 FEW = {"hidden_layer_sizes": (8, 6), "batch_size": 30, "shuffle": False, "tol": 0.0}
 
 
+@parametrize_with_checks([MLPClassifier(max_iter=100), MLPRegressor(max_iter=100)])
+def test_checks_of_scikit_learn(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow
 @parametrize_with_checks(
     [
-        MLPClassifier(max_iter=100),
-        MLPRegressor(max_iter=100),
         MLPClassifier(solver="lbfgs", max_iter=100),
         MLPRegressor(solver="lbfgs", max_iter=100),
         MLPClassifier(cost=nn.SquaredError(), max_iter=100),
         MLPRegressor(cost=nn.HuberLoss(), activation=["gelu"], max_iter=100),
     ]
 )
-def test_checks_of_scikit_learn(estimator, check):
+def test_checks_of_scikit_learn_with_other_solvers_and_costs(estimator, check):
     check(estimator)
 
 
