@@ -25,7 +25,7 @@ Plan<T>::Plan(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels, Pla
       fusion_(*graph_, options_.fuse && !options_.jet_gradients && options_.jet_order < 2) {
   if (options_.batch < 1) throw std::invalid_argument("batch: expected at least one sample");
   options_.frozen.resize(graph_->parameters().size(), 0);
-  find_uses();
+  find_shared_parameters();
   find_wanted_gradients();
   find_tangents();
   allocate();
@@ -54,7 +54,7 @@ template <class T> bool Plan<T>::wants_dw(int parameter) const {
 }
 
 // Parameters that several blocks share, blocks that have something to prepare.
-template <class T> void Plan<T>::find_uses() {
+template <class T> void Plan<T>::find_shared_parameters() {
   parameter_uses_.assign(graph_->parameters().size(), 0);
   for (const Stage& stage : graph_->stages()) {
     has_masks_ = has_masks_ || stage.mask || stage.kind == Kind::Nearest;

@@ -31,6 +31,9 @@ class DeviceLayout {
   Index size_ = 0;
 };
 
+// What GRADSTACK_CUDA_EPILOGUES says: 1, or nothing. Throws std::invalid_argument for other values.
+bool epilogues_from_environment();
+
 struct DevicePlanOptions {
   Index count = 1;         // samples
   bool gradients = false;  // allocate for backward
@@ -48,11 +51,8 @@ struct DevicePlanOptions {
   DeviceHalf fused = DeviceHalf::None;
   // Functions and their derivatives as part of products, where the queue has them; derivatives not
   // with repeats.
-  bool epilogues = false;
+  bool epilogues = epilogues_from_environment();
 };
-
-// What GRADSTACK_CUDA_EPILOGUES says: 1, or nothing. Throws std::invalid_argument for other values.
-bool epilogues_from_environment();
 
 // What one run works on; w and dw have the device's layout.
 struct DeviceRun {

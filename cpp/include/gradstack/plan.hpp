@@ -143,7 +143,7 @@ template <class T> class Plan {
   static std::size_t index(int id) { return static_cast<std::size_t>(id); }
   bool wants_dw(int parameter) const;
   template <class F> void backward_each(const Run<T>& run, const Worker& worker, F&& f);
-  void find_uses();
+  void find_shared_parameters();
   void find_wanted_gradients();
   void find_tangents();
   void allocate();

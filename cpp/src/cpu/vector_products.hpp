@@ -60,16 +60,18 @@ GS_INLINE void gemv_rows(Index k, const T* a, Index lda, const T* x, const T* bi
   }
 }
 
-// The last rows, at most kRows.
+// The last rows, fewer than 2 kRows.
 template <int kRows, RowLength kLength, class T>
 GS_INLINE void gemv_rest(Index rows, Index k, const T* a, Index lda, const T* x, const T* bias,
                          T* y) {
-  if constexpr (kRows > 0) {
-    if (rows == kRows)
-      gemv_rows<kRows, kLength>(k, a, lda, x, bias, y);
-    else
-      gemv_rest<kRows - 1, kLength>(rows, k, a, lda, x, bias, y);
+  if (rows >= kRows) {
+    gemv_rows<kRows, kLength>(k, a, lda, x, bias, y);
+    rows -= kRows;
+    a += kRows * lda;
+    y += kRows;
+    if (bias != nullptr) bias += kRows;
   }
+  if constexpr (kRows > 1) gemv_rest<kRows / 2, kLength>(rows, k, a, lda, x, bias, y);
 }
 
 template <RowLength kLength, class T>
@@ -78,7 +80,7 @@ void gemv_groups(Index m, Index k, const T* a, Index lda, const T* x, const T* b
   Index i = 0;
   for (; i + kGroup <= m; i += kGroup)
     gemv_rows<kGroup, kLength>(k, a + i * lda, lda, x, bias != nullptr ? bias + i : nullptr, y + i);
-  gemv_rest<kGroup - 1, kLength>(m - i, k, a + i * lda, lda, x,
+  gemv_rest<kGroup / 2, kLength>(m - i, k, a + i * lda, lda, x,
                                  bias != nullptr ? bias + i : nullptr, y + i);
 }
 

@@ -45,7 +45,6 @@ DevicePlan& DeviceJacobian::plan_for(Part part) {
         options.tangents = forward_mode_;
         options.want_stage = wrt_;
         options.output = number_;
-        options.epilogues = epilogues_from_environment();
         options.frozen.assign(graph_->parameters().size(), wrt_ >= 0);
         return std::make_unique<DevicePlan>(graph_, queue_, std::move(options));
       });

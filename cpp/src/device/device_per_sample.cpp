@@ -43,11 +43,8 @@ DeviceObjective& DevicePerSample::objective_for(Index count, bool tangents) {
       [&] {
         return std::make_unique<DeviceObjective>(
             graph_, queue_, cost_, target_, false,
-            DevicePlanOptions{.count = count,
-                              .gradients = true,
-                              .tangents = tangents,
-                              .frozen = {},
-                              .epilogues = epilogues_from_environment()});
+            DevicePlanOptions{
+                .count = count, .gradients = true, .tangents = tangents, .frozen = {}});
       });
 }
 
@@ -202,11 +199,7 @@ void DeviceGaussNewton::product(const float* w, const Batch& batch, const float*
         [&] {
           return std::make_unique<DeviceObjective>(
               graph_, queue_, cost_, target_, weighted,
-              DevicePlanOptions{.count = count,
-                                .gradients = true,
-                                .tangents = true,
-                                .frozen = {},
-                                .epilogues = epilogues_from_environment()});
+              DevicePlanOptions{.count = count, .gradients = true, .tangents = true, .frozen = {}});
         });
     objective.load(batch, first);
     objective.plan().forward(run);

@@ -184,16 +184,14 @@ DeviceLinearization::DeviceLinearization(std::shared_ptr<const Graph> graph,
       precision_(precision),
       parameters_(graph_, queue_, precision) {
   const std::lock_guard<std::mutex> lock(queue_->mutex());
-  plan_ =
-      std::make_unique<DevicePlan>(graph_, queue_,
-                                   DevicePlanOptions{.count = count,
-                                                     .gradients = true,
-                                                     .want_dx = true,
-                                                     .precision = precision,
-                                                     .tangents = tangents,
-                                                     .frozen = {},
-                                                     .fused = fused_from_environment(),
-                                                     .epilogues = epilogues_from_environment()});
+  plan_ = std::make_unique<DevicePlan>(graph_, queue_,
+                                       DevicePlanOptions{.count = count,
+                                                         .gradients = true,
+                                                         .want_dx = true,
+                                                         .precision = precision,
+                                                         .tangents = tangents,
+                                                         .frozen = {},
+                                                         .fused = fused_from_environment()});
   run_ = parameters_.open(w, options);
   Batch batch;
   batch.x = x;
@@ -348,8 +346,7 @@ DevicePlan& DeviceProgram::plan_for(Index count, bool tangents) {
                               .precision = tangents ? DevicePrecision::Float32 : precision_,
                               .tangents = tangents,
                               .frozen = {},
-                              .fused = fused_from_environment(),
-                              .epilogues = epilogues_from_environment()});
+                              .fused = fused_from_environment()});
       });
 }
 
@@ -368,8 +365,7 @@ DeviceObjective& DeviceProgram::objective_for(Index count,
                               .gradients = gradients,
                               .precision = precision_,
                               .frozen = {},
-                              .fused = fused_from_environment(),
-                              .epilogues = epilogues_from_environment()});
+                              .fused = fused_from_environment()});
       });
 }
 

@@ -152,14 +152,13 @@ DeviceTrainer::Step& DeviceTrainer::step_for(Index count, bool resident, TargetS
   step.run.seed = seed;
   step.run.at = at_;
   step.allow_non_finite = allow_non_finite;
-  step.objective = std::make_unique<DeviceObjective>(
-      graph_, queue_, cost_, target, weighted,
-      DevicePlanOptions{.count = count,
-                        .gradients = true,
-                        .precision = precision_,
-                        .frozen = frozen_,
-                        .fused = fused_from_environment(),
-                        .epilogues = epilogues_from_environment()});
+  step.objective =
+      std::make_unique<DeviceObjective>(graph_, queue_, cost_, target, weighted,
+                                        DevicePlanOptions{.count = count,
+                                                          .gradients = true,
+                                                          .precision = precision_,
+                                                          .frozen = frozen_,
+                                                          .fused = fused_from_environment()});
   steps_.push_front(std::move(step));
   return steps_.front();
 }

@@ -234,11 +234,14 @@ def train_lbfgs(est: BaseMLP, data: TrainingSet) -> None:
     )
     decay = est.alpha / (len(data.X) * data.mean_weight)
 
+    def penalty(w: Array) -> tuple[float, Array]:
+        weights = np.where(is_weight, w, 0.0)
+        return 0.5 * decay * float(weights @ weights), decay * weights
+
     def objective(w: Array) -> tuple[float, Array]:
         value, gradient = fun(w)
-        weights = np.where(is_weight, w, 0.0)
-        loss = value / head.scale + 0.5 * decay * float(weights @ weights)
-        return loss, gradient / head.scale + decay * weights
+        more, slope = penalty(w)
+        return value / head.scale + more, gradient / head.scale + slope
 
     options = {"maxfun": est.max_fun, "maxiter": est.max_iter, "gtol": est.tol}
     result = minimize(objective, x0, method="L-BFGS-B", jac=True, options=options)
@@ -246,9 +249,7 @@ def train_lbfgs(est: BaseMLP, data: TrainingSet) -> None:
         raise ValueError("Solver produced non-finite weights: the data may need preprocessing.")
     net.w[...] = result.x
     est.n_iter_ = int(result.nit)
-    weights = np.where(is_weight, result.x, 0.0)
-    penalty = 0.5 * decay * float(weights @ weights)
-    est.loss_ = fun(result.x)[0] * head.loss_scale + head.loss_offset + penalty
+    est.loss_ = fun(result.x)[0] * head.loss_scale + head.loss_offset + penalty(result.x)[0]
     if est.verbose:
         print(f"L-BFGS-B: {result.nit} iterations, {result.nfev} evaluations, loss {est.loss_:.8f}")
     if not result.success:
