@@ -378,7 +378,7 @@ def test_validation_is_of_the_same_precision(
     loss, _ = gs.value_and_grad(other.to(cuda, precision=precision), nn.CrossEntropyLoss(), x, y)
     assert history.val_loss[0] == pytest.approx(loss, rel=1e-6)
     exact, _ = gs.value_and_grad(other.to(cuda), nn.CrossEntropyLoss(), x, y)
-    assert history.val_loss[0] != pytest.approx(exact, rel=1e-6)
+    assert abs(history.val_loss[0] - loss) < 0.1 * abs(history.val_loss[0] - exact)
 
 
 def test_a_checkpoint_belongs_to_a_precision(

@@ -168,6 +168,12 @@ template <class L> void KernelQueue<L>::transpose(const DeviceTranspose& t) {
   launch_.each("transpose", t.count * t.rows * t.cols, Transpose{t});
 }
 
+template <class L> void KernelQueue<L>::permutation(const DevicePermutation& p) {
+  this->zero(p.first, static_cast<std::size_t>(p.n) * sizeof(Index));
+  launch_.each("permutation_lists", p.n, PermutationLists{p});
+  launch_.each("permutation_order", p.n, PermutationOrder{p});
+}
+
 template <class L> void KernelQueue<L>::gather(const DeviceGather& g) {
   launch_.each("gather", g.count * g.cols, Gather{g});
 }

@@ -8,7 +8,8 @@
 //   launch.rows(name, n, cols, value, finish)   for every row finish(row, sum of value(row, i)),
 //                                        summed in an order that depends on cols alone
 //
-// Nothing here uses atomics: a value has one writer, and sums have one order. T is how activations
+// Nothing that is computed depends on chance: a value has one writer, and sums have one order; the
+// only atomics build lists whose order nobody sees (permutation_kernels.hpp). T is how activations
 // are stored (half.hpp); arithmetic is float32.
 #pragma once
 
@@ -17,6 +18,7 @@
 #include "gradstack/device.hpp"
 #include "gradstack/ops.hpp"
 #include "gradstack/random.hpp"
+#include "permutation_kernels.hpp"
 #include "products.hpp"
 #include "row_kernels.hpp"
 
@@ -372,6 +374,7 @@ template <class Launch> class KernelQueue : public ProductQueue {
   void transpose(const DeviceTranspose& t) override;
   void mlp_forward(const DeviceMlp& m) override;
   void mlp_backward(const DeviceMlp& m) override;
+  void permutation(const DevicePermutation& p) override;
   void gather(const DeviceGather& g) override;
   void open_step(DeviceStep* at, Index count, const float* weight, const float* class_weight,
                  const std::int64_t* labels, double sum_factor) override;

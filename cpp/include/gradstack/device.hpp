@@ -161,6 +161,16 @@ struct DeviceGather {
   std::int64_t* labels_to = nullptr;
 };
 
+// order[0..n): gradstack::permutation of permutation_key `key`; first and next (n each) are memory
+// to work in.
+struct DevicePermutation {
+  std::uint64_t key = 0;
+  Index n = 0;
+  Index* order = nullptr;
+  Index* first = nullptr;
+  Index* next = nullptr;
+};
+
 // Costs of a batch. loss[i] is the unscaled L; grad is multiplied with weight[i] * at->scale and
 // the loss scale.
 struct DeviceCost {
@@ -330,6 +340,7 @@ class DeviceQueue {
   virtual void row_dots(const DeviceDots& r) = 0;
   virtual void transpose(const DeviceTranspose& t) = 0;
 
+  virtual void permutation(const DevicePermutation& p) = 0;
   virtual void gather(const DeviceGather& g) = 0;
   // at->weight and at->scale of a batch: sum of weight[i] class_weight[label[i]] (null: 1);
   // `sum_factor` > 0: scale is that factor, else 1 / weight (0 for a batch of no weight).

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "gradstack/device.hpp"
-#include "gradstack/objective.hpp"
+#include "gradstack/trainer.hpp"
 
 namespace gradstack {
 
@@ -38,22 +38,20 @@ void upload_rows(DeviceQueue& queue, const Batch& batch, const RowSource& source
 
 // The epochs of a data set in chunks of whole batches. Chunks alternate between the two halves of a
 // ring: while the kernels work on one, the host gathers the samples of the next into page-locked
-// memory, a piece per step, and copies run beside the kernels. Samples come in the caller's order,
-// so that bits are those of a data set that is on the device as a whole.
+// memory, a piece per step, and copies run beside the kernels. Samples come in the order of the
+// whole data set, so that bits are those of one that is on the device as a whole.
 class DeviceStream {
  public:
-  DeviceStream(std::shared_ptr<DeviceQueue> queue, Batch data, TargetSpec target, Index batch_size,
-               std::size_t chunk_bytes, int threads, bool check_finite);
+  DeviceStream(std::shared_ptr<DeviceQueue> queue, Batch data, TargetSpec target,
+               const FitOptions& options, std::size_t chunk_bytes);
 
-  // The samples of an epoch in the order of visits; null: as they lie.
-  using Order = std::function<const Index*(std::int64_t epoch)>;
   struct Prepared {
     bool stopped = false;
     Index bad_row = -1;  // a row of the step's batch that is not finite: not to be trained on
   };
   // Before a step is queued: its samples are on their way, and the kernels wait for them. `more`
   // steps follow in this run; if they reach the next chunk, some of it is gathered as well.
-  Prepared prepare(std::int64_t epoch, Index step, Index more, const Order& order,
+  Prepared prepare(std::int64_t epoch, Index step, Index more,
                    const std::function<bool()>& stopped);
   // What was gathered is not to be used (an error in the middle of something).
   void forget();
@@ -83,21 +81,29 @@ class DeviceStream {
     std::unique_ptr<LockedMemory> staging;
   };
 
-  Index chunk_rows() const { return steps_ * batch_size_; }
+  // The samples of an epoch in the order of visits, of which two in a row are kept.
+  struct Order {
+    std::int64_t epoch = -1;
+    std::vector<Index> samples;
+  };
+
+  Index chunk_rows() const { return steps_ * options_.batch_size; }
   Index rows_of(Index chunk) const;
   Half& half(std::int64_t epoch, Index chunk);
   Half& open(std::int64_t epoch, Index chunk);
-  void gather(Half& to, Index rows, const Index* order);
+  const Index* order(std::int64_t epoch);
+  void gather(Half& to, Index rows);
   void send(Half& to);
 
   std::shared_ptr<DeviceQueue> queue_;
   Batch data_;
-  Index batch_size_, steps_, chunks_;  // steps of a chunk, chunks of an epoch
-  int threads_;
+  FitOptions options_;
+  Index steps_, chunks_;  // of a chunk, of an epoch
   DeviceData ring_;
   std::vector<Column> columns_;
   std::size_t row_bytes_ = 0;
   Half halves_[2];
+  Order orders_[2];
 };
 
 }  // namespace gradstack

@@ -68,7 +68,7 @@ class DeviceTrainer {
   void upload_constants(const double* lrs, Index n);
   void rewind(Index steps);
   DeviceStep look(Index steps);
-  std::size_t chunk_bytes(const Batch& data, bool shuffled) const;
+  std::size_t chunk_bytes(const Batch& data) const;
   Made make_steps(Index n, Index more, const std::function<bool()>& interrupted);
   void account(const double* results, Index n, std::vector<double>& finished);
 

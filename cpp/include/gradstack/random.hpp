@@ -4,7 +4,8 @@
 //   * a counter-based hash: 32 uniform bits as a pure function of (sample key, feature index), used
 //     by dropout so that a mask depends on what an element is, never on who computes it;
 //   * a splittable sequential generator (xoshiro256** of Blackman and Vigna, seeded by SplitMix64)
-//     for shuffles and host-side draws.
+//     for host-side draws.
+// Shuffles draw from a SplitMix64 sequence whose values are had in any order.
 #pragma once
 
 #include "gradstack/config.hpp"
@@ -84,6 +85,16 @@ template <class T> GS_HD GS_INLINE T normal(std::uint64_t key, std::uint32_t ind
   return lower ? -x : x;
 }
 
+// The place, 0..i, that element i of a permutation is put in when it comes; whatever lies there
+// moves to place i. A pure function, so that a GPU draws for all elements at once. Uniform but for
+// i/2^64.
+GS_HD GS_INLINE Index permutation_place(std::uint64_t key, Index i) {
+  __extension__ using Wide = unsigned __int128;
+  const auto counter = static_cast<std::uint64_t>(i);
+  const std::uint64_t bits = mix(key + counter * 0x9e3779b97f4a7c15ULL);
+  return static_cast<Index>((static_cast<Wide>(bits) * (counter + 1)) >> 64);
+}
+
 // xoshiro256**: sequential generator with 256 bits of state and a period of 2^256 - 1.
 class Rng {
  public:
@@ -144,5 +155,9 @@ class Rng {
 
 // Writes a uniformly random permutation of 0..n-1 (Fisher-Yates), a pure function of its arguments.
 void permutation(std::uint64_t seed, std::uint64_t epoch, Index n, Index* out);
+
+inline std::uint64_t permutation_key(std::uint64_t seed, std::uint64_t epoch) {
+  return mix(mix(seed) ^ epoch);
+}
 
 }  // namespace gradstack

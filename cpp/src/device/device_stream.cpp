@@ -5,6 +5,7 @@
 #include "at.hpp"
 #include "gradstack/device_data.hpp"
 #include "gradstack/parallel.hpp"
+#include "gradstack/random.hpp"
 
 namespace gradstack {
 namespace {
@@ -22,21 +23,20 @@ Index steps_of_chunk(std::size_t chunk_bytes, std::size_t row_bytes, Index batch
 }  // namespace
 
 DeviceStream::DeviceStream(std::shared_ptr<DeviceQueue> queue, Batch data, TargetSpec target,
-                           Index batch_size, std::size_t chunk_bytes, int threads,
-                           bool check_finite)
+                           const FitOptions& options, std::size_t chunk_bytes)
     : queue_(std::move(queue)),
       data_(std::move(data)),
-      batch_size_(batch_size),
-      steps_(steps_of_chunk(chunk_bytes, bytes_per_sample(data_, target), batch_size, data_.count)),
+      options_(options),
+      steps_(steps_of_chunk(chunk_bytes, bytes_per_sample(data_, target), options.batch_size,
+                            data_.count)),
       chunks_((data_.count + chunk_rows() - 1) / chunk_rows()),
-      threads_(threads),
       ring_(queue_, data_, target, 2 * chunk_rows(), "two chunks of the data set") {
   std::size_t staged = 0;
   const auto add = [&](const RowSource& source, bool label, bool check, void* device) {
     Column column;
     column.source = source;
     column.label = label;
-    column.check = check && check_finite;
+    column.check = check && options_.check_finite;
     column.cols = source.cols;
     column.bytes = label ? sizeof(std::int64_t) : at(source.cols) * sizeof(float);
     column.device = static_cast<char*>(device);
@@ -73,7 +73,8 @@ DeviceStream::Half& DeviceStream::half(std::int64_t epoch, Index chunk) {
 
 Index DeviceStream::ring_row(std::int64_t epoch, Index step) const {
   const Index chunk = step / steps_;
-  return (epoch * chunks_ + chunk) % 2 * chunk_rows() + (step - chunk * steps_) * batch_size_;
+  return (epoch * chunks_ + chunk) % 2 * chunk_rows() +
+         (step - chunk * steps_) * options_.batch_size;
 }
 
 // The half that a chunk lies in, taken from the chunk before it when it has another one.
@@ -92,12 +93,24 @@ DeviceStream::Half& DeviceStream::open(std::int64_t epoch, Index chunk) {
   return to;
 }
 
+const Index* DeviceStream::order(std::int64_t epoch) {
+  if (!options_.shuffle) return nullptr;
+  Order& o = orders_[epoch % 2];
+  if (o.epoch != epoch) {
+    o.samples.resize(at(data_.count));
+    permutation(options_.seed, static_cast<std::uint64_t>(epoch), data_.count, o.samples.data());
+    o.epoch = epoch;
+  }
+  return o.samples.data();
+}
+
 // Converts samples up to row `rows` of the chunk.
-void DeviceStream::gather(Half& to, Index rows, const Index* order) {
+void DeviceStream::gather(Half& to, Index rows) {
+  const Index* order = this->order(to.epoch);
   const Index begin = to.gathered, n = rows - begin, first = to.chunk * chunk_rows();
   const double flops = kFlopsPerByte * static_cast<double>(n) * static_cast<double>(row_bytes_);
   std::atomic<Index> bad{n};
-  run_team(threads_for(flops, threads_), [&](const Worker& worker) {
+  run_team(threads_for(flops, options_.threads), [&](const Worker& worker) {
     const DefaultFloats floats;  // tiny values arrive as they do when all data are copied at once
     worker.for_each(n, [&](Index i) {
       const Index row = order ? order[first + begin + i] : first + begin + i;
@@ -140,7 +153,6 @@ void DeviceStream::send(Half& to) {
 }
 
 DeviceStream::Prepared DeviceStream::prepare(std::int64_t epoch, Index step, Index more,
-                                             const Order& order,
                                              const std::function<bool()>& stopped) {
   const Index row_bytes = static_cast<Index>(std::max(row_bytes_, std::size_t{1}));
   const Index most = std::max(Index{1}, kMostPiece / row_bytes);
@@ -148,7 +160,7 @@ DeviceStream::Prepared DeviceStream::prepare(std::int64_t epoch, Index step, Ind
   Prepared prepared;
   Half& now = open(epoch, chunk);
   while (now.gathered < rows_of(chunk)) {
-    gather(now, std::min(now.gathered + most, rows_of(chunk)), order(epoch));
+    gather(now, std::min(now.gathered + most, rows_of(chunk)));
     send(now);
     if (stopped()) {
       prepared.stopped = true;
@@ -157,11 +169,12 @@ DeviceStream::Prepared DeviceStream::prepare(std::int64_t epoch, Index step, Ind
   }
   if (!now.awaited) queue_->hold(DeviceLine::Kernels, *now.copied);
   now.awaited = true;
-  if (now.bad_at >= in_chunk * batch_size_ && now.bad_at < (in_chunk + 1) * batch_size_) {
+  const Index batch = options_.batch_size;
+  if (now.bad_at >= in_chunk * batch && now.bad_at < (in_chunk + 1) * batch) {
     prepared.bad_row = now.bad_row;
     return prepared;
   }
-  const Index steps = (rows_of(chunk) + batch_size_ - 1) / batch_size_;
+  const Index steps = (rows_of(chunk) + batch - 1) / batch;
   if (in_chunk + 1 + more <= steps) return prepared;
   const bool last = chunk + 1 == chunks_;
   const std::int64_t next_epoch = last ? epoch + 1 : epoch;
@@ -171,7 +184,7 @@ DeviceStream::Prepared DeviceStream::prepare(std::int64_t epoch, Index step, Ind
   // In step with the kernels, which have their next work before the host gathers for long.
   const Index wanted = (rows * (in_chunk + 1) + steps - 1) / steps;
   if (wanted < rows && (wanted - next.gathered) * row_bytes < kPiece) return prepared;
-  if (wanted > next.gathered) gather(next, wanted, order(next_epoch));
+  if (wanted > next.gathered) gather(next, wanted);
   send(next);
   return prepared;
 }

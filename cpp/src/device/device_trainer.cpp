@@ -256,15 +256,13 @@ void DeviceTrainer::begin(float* w, const Batch& data, TargetSpec target,
   count_ = data.count;
   weighted_ = data.weight.data != nullptr;
   position = Position{};
-  const bool shuffled = options_.shuffle && options_.batch_size < data.count;
-  if (const std::size_t chunk = chunk_bytes(rows, shuffled)) {
-    stream_ = std::make_unique<DeviceStream>(queue_, std::move(rows), target, options_.batch_size,
-                                             chunk, options.threads, options.check_finite);
+  options_.shuffle = options_.shuffle && options_.batch_size < data.count;
+  if (const std::size_t chunk = chunk_bytes(rows)) {
+    stream_ = std::make_unique<DeviceStream>(queue_, std::move(rows), target, options_, chunk);
   } else {
     data_ = std::make_unique<DeviceData>(queue_, rows, target, options.check_finite);
+    if (options_.shuffle) order_ = std::make_unique<DeviceOrder>(queue_, options_.seed, count_);
   }
-  if (shuffled)
-    order_ = std::make_unique<DeviceOrder>(queue_, options_.seed, count_, data_ != nullptr);
   host_w_ = w;
 }
 
@@ -273,7 +271,7 @@ Index DeviceTrainer::steps_per_epoch() const {
 }
 
 // Bytes of a chunk, if the data set has to come in chunks; 0: it stays on the device.
-std::size_t DeviceTrainer::chunk_bytes(const Batch& data, bool shuffled) const {
+std::size_t DeviceTrainer::chunk_bytes(const Batch& data) const {
   if (on_device(*queue_, data)) return 0;
   if (const char* forced = std::getenv("GRADSTACK_STREAM_BYTES"))
     return std::max(std::strtoull(forced, nullptr, 10), 1ULL);
@@ -286,7 +284,7 @@ std::size_t DeviceTrainer::chunk_bytes(const Batch& data, bool shuffled) const {
   const double left = static_cast<double>(memory.free) -
                       kMargin * static_cast<double>(memory.total) -
                       4.0 * sizeof(float) * batch * static_cast<double>(features);
-  const double order = shuffled ? 2.0 * sizeof(Index) : 0.0;
+  const double order = options_.shuffle ? 3.0 * sizeof(Index) : 0.0;
   if (count * (static_cast<double>(bytes_per_sample(data, target_)) + order) <= left) return 0;
   return static_cast<std::size_t>(std::clamp(left / 4, 1.0, kChunkBytes));
 }
@@ -313,15 +311,14 @@ DeviceTrainer::Made DeviceTrainer::make_steps(Index n, Index more,
     now.first = stream_->ring_row(position.epoch, position.step_in_epoch);
     now.wrap = stream_->ring_rows();
   } else if (order_) {
-    now.first += order_->open(position.epoch);
+    order_->open(position.epoch);
   }
   queue_->to_device(at_, &now, sizeof(now));
   for (Index queued = 0; queued < n && !made.stopped; ++queued) {
     const Index step = position.step_in_epoch + queued;
     if (stream_) {
-      const DeviceStream::Prepared prepared = stream_->prepare(
-          position.epoch, step, n - 1 - queued + more,
-          [this](std::int64_t epoch) { return order_ ? order_->of(epoch) : nullptr; }, stopped);
+      const DeviceStream::Prepared prepared =
+          stream_->prepare(position.epoch, step, n - 1 - queued + more, stopped);
       made.bad_row = prepared.bad_row;
       if (made.bad_row >= 0 || prepared.stopped) break;
     }
@@ -330,7 +327,6 @@ DeviceTrainer::Made DeviceTrainer::make_steps(Index n, Index more,
                   options_.seed, options_.allow_non_finite));
     if (queued % kPollSteps == 0) stopped();
   }
-  if (order_) order_->of(position.epoch + 1);  // drawn while the device works
   now = look(n);
   made.steps = now.index;
   made.updates = now.updates;
