@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradstack import _jacobians
+from gradstack._arrays import as_flag
 from gradstack._compiled import Compiled, Inputs, parameters_for, read, split_inputs
 from gradstack.functional import read_target, require_cost, require_net
 from gradstack.nn.cost import Cost
@@ -270,14 +271,15 @@ def backprop(
     net = require_net(net)
     inputs = read(net, split_inputs(net, x))
     target = read_target(net, require_cost(cost), inputs, y)
+    jacobians, per_sample = as_flag(jacobians, "jacobians"), as_flag(per_sample, "per_sample")
     if inputs.count == 0:
         raise ValueError("x has no samples, the average loss is undefined")
     vector = parameters_for(net, inputs, w)
     result = inputs.program.backprop(
-        vector, inputs.xs, target, cost._core_cost(inputs.dtype), per_sample=bool(per_sample)
+        vector, inputs.xs, target, cost._core_cost(inputs.dtype), per_sample=per_sample
     )
     graph = {row["name"]: row for row in inputs.compiled.graph.stages()}
-    stages = [_make_stage(inputs, graph, row, vector, bool(per_sample)) for row in result["stages"]]
+    stages = [_make_stage(inputs, graph, row, vector, per_sample) for row in result["stages"]]
     if jacobians:
         for stage in stages:
             stage.jac_z = stage.jacobian_z()
@@ -289,7 +291,7 @@ def backprop(
         result["ybars"][0].reshape(lead + shape),
         result["dybars"][0].reshape(lead + shape),
         StageList(stages),
-        Origin(net, inputs.compiled, cost, target, inputs.single, bool(per_sample)),
+        Origin(net, inputs.compiled, cost, target, inputs.single, per_sample),
     )
 
 

@@ -91,9 +91,10 @@ def draw(
         from gradstack._draw.units import draw_units
 
         return draw_units(net, model)
+    from gradstack._arrays import as_flag
     from gradstack._draw.blocks import draw_blocks
 
-    return draw_blocks(model, cost, bool(variables), room)
+    return draw_blocks(model, cost, as_flag(variables, "variables"), room)
 
 
 def read_width(width: Any) -> float:

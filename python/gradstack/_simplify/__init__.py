@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gradstack._arrays import as_number, as_real
+from gradstack._arrays import as_flag, as_number, as_real
 from gradstack._compiled import Compiled, trace_net
 from gradstack.nn.module import Module
 
@@ -84,7 +84,7 @@ def simplify(
     require_net(net)
     pairs = _read_standardise(standardise, trace_net(net, None))
     limit = None if tol is None else as_number(tol, "tol", low=0.0)
-    made = simplified(net, pairs, bool(low_rank), chain=True)
+    made = simplified(net, pairs, as_flag(low_rank, "low_rank"), chain=True)
     _prove(net, made, x, limit, pairs)
     return made
 

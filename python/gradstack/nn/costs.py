@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gradstack._arrays import as_number, on_host
+from gradstack._arrays import as_flag, as_number, on_host
 from gradstack.nn.cost import COSTS, Array, CostRow, TableCost
 
 __all__ = [
@@ -212,7 +212,10 @@ class PoissonNLLLoss(TableCost):
         reduction: str = "mean",
     ) -> None:
         super().__init__(
-            reduction, log_input=bool(log_input), full=bool(full), eps=_positive(eps, "eps")
+            reduction,
+            log_input=as_flag(log_input, "log_input"),
+            full=as_flag(full, "full"),
+            eps=_positive(eps, "eps"),
         )
 
 
@@ -232,7 +235,7 @@ class GaussianNLLLoss(TableCost):
     """
 
     def __init__(self, *, full: bool = False, eps: float = 1e-6, reduction: str = "mean") -> None:
-        super().__init__(reduction, full=bool(full), eps=_positive(eps, "eps"))
+        super().__init__(reduction, full=as_flag(full, "full"), eps=_positive(eps, "eps"))
 
 
 class KLDivLoss(TableCost):
@@ -247,7 +250,7 @@ class KLDivLoss(TableCost):
     """
 
     def __init__(self, *, log_target: bool = False, reduction: str = "mean") -> None:
-        super().__init__(reduction, log_target=bool(log_target))
+        super().__init__(reduction, log_target=as_flag(log_target, "log_target"))
 
 
 class HingeEmbeddingLoss(TableCost):

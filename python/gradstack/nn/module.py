@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradstack import _compiled, _core, _flat
-from gradstack._arrays import as_real, as_shape, cast
+from gradstack._arrays import as_flag, as_real, as_shape, cast
 from gradstack._flat import clock
 from gradstack._trace import Tracer, find_var
 from gradstack.nn.state import LoadResult, load_state, state_slots
@@ -174,9 +174,10 @@ class Module(ModuleTree, _core.NetBase, metaclass=_ModuleMeta):
 
     def train(self: M, mode: bool = True) -> M:
         """Switch calls and derivatives to training behaviour (dropout active)."""
+        training = as_flag(mode, "mode")
         for module in self.modules():
-            if module.training != bool(mode):
-                module.__dict__["training"] = bool(mode)
+            if module.training != training:
+                module.__dict__["training"] = training
                 clock.now += 1
         return self
 
