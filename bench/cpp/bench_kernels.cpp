@@ -77,6 +77,11 @@ std::vector<Product> products() {
     all.push_back({"forward/" + size, 64, kLanes, k, 1, 1, false, 0});
     all.push_back({"dz/" + size, 64, kLanes, k, 1, 1, true, 0});
   }
+  for (const Index d : {64, 784}) {  // of eight samples
+    const std::string size = "64x" + std::to_string(d) + ",8";
+    all.push_back({"forward/" + size, 64, 8, d, 1, 1, false, 0});
+    all.push_back({"dz/" + size, 64, 8, d, 1, 1, true, 0});
+  }
   for (const Index d : {64, 256, 784, 1024}) {
     for (const Index pad : {0, 16}) {
       for (const Index rows : {Index(24), d}) {

@@ -79,7 +79,8 @@ template <class T> void sweep(const Gemm<T>& g, bool slivers) {
   const TileForm form = slivers || g.a_col != 1 ? TileForm::kAcross
                         : g.b_rows != nullptr   ? TileForm::kGathered
                                                 : TileForm::kAlong;
-  static constexpr T kZeros[Tile::kRows] = {};
+  static constexpr T kZeros[Tile::kTall] = {};
+  const bool one_vector = g.n <= Vec<T>::size && !slivers;
   TileStrides strides{g.k, g.segments, g.a_row, g.a_col, g.a_seg, g.ldb, g.b_seg, g.ldc, g.b_rows};
   for (Index block = 0; block < g.blocks; ++block) {
     for (Index n0 = 0; n0 < g.n; n0 += Shape::kPanel) {
@@ -87,7 +88,8 @@ template <class T> void sweep(const Gemm<T>& g, bool slivers) {
       const T* b = g.b + block * g.b_block;
       T* c = g.c + block * g.c_block;
       for (Index m0 = 0; m0 < g.m;) {
-        const Index rows = next_tile_rows(g.m - m0);
+        const bool tall = one_vector && g.m - m0 >= Tile::kTall;
+        const Index rows = tall ? Tile::kTall : next_tile_rows(g.m - m0);
         const T* a = g.a + m0 * g.a_row;
         if (slivers) {
           a = g.a + m0 * g.k * g.segments;
@@ -95,6 +97,12 @@ template <class T> void sweep(const Gemm<T>& g, bool slivers) {
           strides.a_seg = rows * g.k;
         }
         const T* bias = g.accumulate ? nullptr : g.bias != nullptr ? g.bias + m0 : kZeros;
+        if (tall) {
+          kTiles<T>.tall[static_cast<int>(form)][g.n < Vec<T>::size](strides, a, b, c + m0 * g.ldc,
+                                                                     1, g.n, bias);
+          m0 += rows;
+          continue;
+        }
         const auto& by_width = kTiles<T>.entry[static_cast<int>(form)][rows - 1];
         const Index vecs = Tile::vecs(rows), strip = vecs * Vec<T>::size;
         Index n = n0;

@@ -17,6 +17,8 @@ struct Tile {
   static constexpr int kRows = kVecBytes == 64 ? 12 : 6;
 #endif
   static constexpr int kMostVecs = 4;
+  // Rows of a tile one vector wide, where there are so many: kRows would leave the units idle.
+  static constexpr int kTall = 2 * kRows;
   // Vectors in a strip of B: two, and twice as many where so few rows would leave the units idle.
   // (With three rows of four the broadcasts no longer fit 16 registers.)
   static constexpr int vecs(Index rows) { return rows <= 2 ? kMostVecs : 2; }
@@ -57,7 +59,7 @@ void tile(const TileStrides& s, const T* a, const T* b, T* c, Index strips, Inde
   for (; strips > 0; --strips, b += kVecs * V::size, c += kVecs * V::size) {
     V sum[kRows][kVecs];
     if (bias == nullptr) {
-#pragma GCC unroll 16
+#pragma GCC unroll 24
       for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
         for (int v = 0; v < kVecs; ++v) {
@@ -66,7 +68,7 @@ void tile(const TileStrides& s, const T* a, const T* b, T* c, Index strips, Inde
         }
       }
     } else {
-#pragma GCC unroll 16
+#pragma GCC unroll 24
       for (int r = 0; r < kRows; ++r) {
         // The stores at the end would otherwise wait for their cache lines.
         __builtin_prefetch(c + r * s.ldc, 1);
@@ -80,7 +82,7 @@ void tile(const TileStrides& s, const T* a, const T* b, T* c, Index strips, Inde
       const T* b_k = b + g * s.b_seg;
       const T* a_k = a + g * s.a_seg;
       const T* base[kBases];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int r = 0; r < kBases; ++r) base[r] = a_k + 3 * r * s.a_row;
 #pragma GCC unroll 4
       for (Index k = 0; k < s.k; ++k) {
@@ -92,7 +94,7 @@ void tile(const TileStrides& s, const T* a, const T* b, T* c, Index strips, Inde
           b_row[v] = v == kVecs - 1 ? load_columns<kPartial>(from, tail) : V::load(from);
         }
         b_k += s.ldb;
-#pragma GCC unroll 16
+#pragma GCC unroll 24
         for (int r = 0; r < kRows; ++r) {
           const V a_rk(kAlongK ? base[r / 3][(r % 3) * s.a_row + k] : base[0][r]);
 #pragma GCC unroll 4
@@ -106,7 +108,7 @@ void tile(const TileStrides& s, const T* a, const T* b, T* c, Index strips, Inde
       }
     }
 
-#pragma GCC unroll 16
+#pragma GCC unroll 24
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) {
@@ -128,10 +130,20 @@ using TileFunction = void (*)(const TileStrides&, const T*, const T*, T*, Index,
 template <class T> struct TileTable {
   // [form][rows - 1][vectors - 1][partial]
   TileFunction<T> entry[kTileForms][Tile::kRows][Tile::kMostVecs][2];
+  TileFunction<T> tall[kTileForms][2];  // [form][partial]
 
-  constexpr TileTable() : entry{} { fill_rows<Tile::kRows>(); }
+  constexpr TileTable() : entry{}, tall{} {
+    fill_rows<Tile::kRows>();
+    fill_tall<TileForm::kAcross>();
+    fill_tall<TileForm::kAlong>();
+    fill_tall<TileForm::kGathered>();
+  }
 
  private:
+  template <TileForm kForm> constexpr void fill_tall() {
+    tall[static_cast<int>(kForm)][0] = tile<T, Tile::kTall, 1, false, kForm>;
+    tall[static_cast<int>(kForm)][1] = tile<T, Tile::kTall, 1, true, kForm>;
+  }
   template <int kRows> constexpr void fill_rows() {
     if constexpr (kRows > 0) {
       fill_vecs<kRows, Tile::vecs(kRows), TileForm::kAcross>();
