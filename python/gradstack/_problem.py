@@ -317,7 +317,10 @@ def _cost_root(cost: Any, ybar: Array, y: Any, weight: Any) -> CostRoot:
     diagonal = _diagonal_curvature(cost, ybar, y, weight)
     if diagonal is not None:
         return CostRoot(np.sqrt(np.maximum(diagonal, 0)))
-    values, vectors = np.linalg.eigh(cost_hessian(cost, ybar, y, weight))
+    hessian = cost_hessian(cost, ybar, y, weight)
+    if not np.isfinite(hessian).all():  # the loss says so; eigh would raise
+        return CostRoot(np.full_like(ybar, np.nan))
+    values, vectors = np.linalg.eigh(hessian)
     floor = _NO_DIRECTION * np.abs(values).max(axis=1, keepdims=True)
     roots = np.sqrt(np.where(values > floor, values, 0))
     return CostRoot(roots[:, :, None] * vectors.transpose(0, 2, 1))
