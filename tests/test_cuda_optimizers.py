@@ -240,6 +240,22 @@ def test_what_is_on_the_device_is_checked(emulated: str, rng: np.random.Generato
     assert np.array_equal(net.w, before)
 
 
+def test_targets_of_a_memory_map_for_samples_on_the_device(
+    emulated: str, rng: np.random.Generator, tmp_path: pathlib.Path
+) -> None:
+    net, x, _ = problem(rng)
+    y = rng.normal(size=(75, 4))
+    y[30, 1] = np.inf
+    np.save(tmp_path / "y.npy", y)
+    mapped = np.load(tmp_path / "y.npy", mmap_mode="r")
+    for batch_size in (None, 16):
+        with pytest.raises(ValueError, match="row 30"):
+            gs.fit(
+                net, Producer(x), mapped, cost=nn.MSELoss(), optimizer=MADE["levenberg"](),
+                batch_size=batch_size, device=emulated,
+            )  # fmt: skip
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int8])
 def test_data_of_any_dtype_and_stride(cuda: str, rng: np.random.Generator, dtype: Any) -> None:
     net, x, y = problem(rng)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 _FLOAT32 = np.dtype(np.float32)
-# Entries of a Jacobian are off by a few units of the last place.
+# Entries of a Jacobian are off by a unit of the last place or two; so is the whole in norm, however
+# large it is, since the errors of different entries have nothing to do with each other.
 _ROUNDING = 8 * float(np.finfo(np.float32).eps)
 
 
@@ -107,11 +107,8 @@ class DeviceProblem(BatchProblem):
         self._targets: dict[np.dtype[Any], tuple[Any, Any]] = {}
 
     def rank_tolerance(self, size: int) -> float:
-        """Singular values of a Jacobian below this times the largest are rounding.
-
-        Independent errors of size u make singular values of up to u sqrt(size) times the largest.
-        """
-        return _ROUNDING * math.sqrt(size)
+        """Singular values of a Jacobian below this times the largest are rounding."""
+        return _ROUNDING
 
     def value(self, w: Array) -> float:
         """Loss at w without dropout: of outputs in float32, by a cost in the dtype of w."""

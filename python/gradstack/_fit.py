@@ -100,8 +100,8 @@ def fit(
         mantissa. "bf16", "fp16": activations and their gradients are stored in that type, products
         take them and a copy of the weights in it; sums, costs, ``net.w``, its gradient and the
         optimiser stay float32. "fp16" scales the loss: a step whose gradient overflows is skipped
-        and does not count for the optimiser. Validation is computed in the same precision. Only
-        for update rules.
+        and does not count for the optimiser. Validation is computed in the same precision. Other
+        optimisers than update rules take "float32" alone.
     errors : str
         "raise": stop when a loss is NaN or infinite; "ignore": carry on.
 
