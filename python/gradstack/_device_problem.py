@@ -107,7 +107,7 @@ class DeviceProblem(BatchProblem):
         self._targets: dict[np.dtype[Any], tuple[Any, Any]] = {}
 
     def rank_tolerance(self, size: int) -> float:
-        """Singular values of a Jacobian below this times the largest are rounding."""
+        """Singular values below this times the largest are rounding, of Jacobians of any size."""
         return _ROUNDING
 
     def value(self, w: Array) -> float:

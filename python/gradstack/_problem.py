@@ -134,9 +134,9 @@ class BatchProblem:
         return self._held
 
     def rank_tolerance(self, size: int) -> float:
-        """Singular values of a Jacobian below this times the largest are rounding.
+        """Singular values below this times the largest are rounding.
 
-        `size` is the longer side of the Jacobian, which is one at a w in float64.
+        Of Jacobians at a w in float64, `size` their longer side.
         """
         return float(np.finfo(np.float64).eps) * size
 
