@@ -111,6 +111,21 @@ def fits(
     return other, history
 
 
+class Wired(nn.Module):
+    """A masked layer, a frozen one, one used twice, a branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 8, mask=np.arange(48).reshape(8, 6) % 3 > 0)
+        self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8, bias=False)
+        self.d = nn.Linear(8, 4)
+        self.b.freeze()
+
+    def forward(self, x: Any) -> Any:
+        z = gs.tanh(self.b(gs.tanh(self.a(x))))
+        return self.d(gs.tanh(self.c(gs.tanh(self.c(z)) + z)))
+
+
 def problem(rng: np.random.Generator, n: int = 75) -> tuple[nn.Module, Array, Array]:
     net = nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 4))
     x = rng.normal(size=(n, 6)).astype(np.float32)

@@ -217,7 +217,7 @@ def test_it_needs_fewer_steps_than_adam() -> None:
     y = np.tanh(x / np.geomspace(1, 0.01, 10)).sum(axis=1, keepdims=True)
     final = {}
     for name, optimizer in (
-        ("kfac", optim.KFAC(lr=0.3, kl_clip=1e-2)),
+        ("kfac", optim.KFAC(lr=0.3, momentum=0.5, kl_clip=1e-2, update_every=1)),
         *((f"adam {lr}", optim.Adam(lr=lr)) for lr in (1e-3, 1e-2, 1e-1)),
     ):
         gs.seed(0)

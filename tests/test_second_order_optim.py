@@ -378,3 +378,13 @@ def test_a_cost_without_curvature(rng: np.random.Generator) -> None:
 def test_bad_arguments_are_named(make: Callable[[], Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         make()
+
+
+def test_outputs_that_are_not_finite(rng: np.random.Generator) -> None:
+    net = nn.Linear(3, 4)
+    net.w[2] = np.inf
+    for optimizer in (optim.GaussNewton(), optim.LevenbergMarquardt()):
+        with pytest.raises(FloatingPointError, match="the loss is nan at epoch 0, step 0"):
+            one_step(
+                net, rng.standard_normal((9, 3)), np.arange(9) % 4, optimizer, nn.CrossEntropyLoss()
+            )

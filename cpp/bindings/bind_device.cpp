@@ -132,6 +132,44 @@ py::tuple jvp(DeviceProgram& program, const py::object& w, const std::vector<py:
   return py::make_tuple(ys, dys);
 }
 
+std::unique_ptr<DeviceMoments> moments_of(const std::shared_ptr<Graph>& graph, const Device& device,
+                                          const std::vector<std::string>& names) {
+  std::vector<int> blocks;
+  for (const std::string& name : names) blocks.push_back(graph->find(name));
+  const py::gil_scoped_release release;
+  return std::make_unique<DeviceMoments>(graph, device.queue, std::move(blocks));
+}
+
+// Per block the moments of its inputs and of the gradients at its output, see DeviceMoments.
+py::list moments(DeviceMoments& core, const py::object& w, const std::vector<py::object>& xs,
+                 const py::object& dybar, Index directions) {
+  const Graph& graph = core.graph();
+  Index count = 0;
+  const std::vector<RowSource> views = input_views(graph, xs, &count);
+  const float* weights = vector_view<float>(w, "w", graph.n_params(), false);
+  if (directions < 1) throw py::value_error("directions: expected at least one");
+  const float* rows = dense_rows<float>(dybar, "dybar", count * directions,
+                                        size_of(graph.stage(graph.outputs()[0]).shape));
+  std::vector<double*> z, ds;
+  py::list results;
+  const auto square = [](Index n) {
+    py::array_t<double> matrix({n, n});
+    std::fill_n(matrix.mutable_data(), n * n, 0.0);
+    return matrix;
+  };
+  for (const int block : core.blocks()) {
+    const bool bias = graph.stage(block).bias_id >= 0;
+    py::array_t<double> a = square(core.inputs(block) + (bias ? 1 : 0));
+    py::array_t<double> s = square(core.outputs(block));
+    z.push_back(a.mutable_data());
+    ds.push_back(s.mutable_data());
+    results.append(py::make_tuple(a, s));
+  }
+  const py::gil_scoped_release release;
+  core.evaluate(weights, views, count, rows, directions, z, ds);
+  return results;
+}
+
 void bind_derivatives(py::module_& m) {
   using py::arg;
   using CostPtr = std::shared_ptr<Cost<float>>;
@@ -165,6 +203,9 @@ void bind_derivatives(py::module_& m) {
   curvature.def(with_cost.operator()<C, DeviceGaussNewton>(), arg("graph"), arg("device"),
                 arg("cost"));
   def_curvature(curvature);
+  py::class_<DeviceMoments>(m, "DeviceMoments")
+      .def(py::init(&moments_of), arg("graph"), arg("device"), arg("blocks"))
+      .def("evaluate", &moments, arg("w"), arg("xs"), arg("dybar"), arg("directions"));
 }
 
 }  // namespace

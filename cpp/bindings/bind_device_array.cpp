@@ -60,6 +60,49 @@ LentTensor lend(const PyDevice& device, const py::object& object, const std::str
   return LentTensor(from_dlpack(device, object, name, writable));
 }
 
+// A copy of the host's values on the device.
+LentTensor upload(const PyDevice& device,
+                  const py::array_t<float, py::array::c_style | py::array::forcecast>& values) {
+  DeviceTensor copy(device.queue, Shape(values.shape(), values.shape() + values.ndim()),
+                    "the data set");
+  const float* from = values.data();
+  {
+    const py::gil_scoped_release release;
+    const std::lock_guard<std::mutex> lock(device.queue->mutex());
+    if (copy.bytes() > 0) device.queue->to_device(copy.data(), from, copy.bytes());
+  }
+  return LentTensor(std::move(copy));
+}
+
+// Rows of a matrix on the device, in an order of the host's, as another one there.
+LentTensor gathered(const DeviceTensor& t,
+                    const py::array_t<Index, py::array::c_style | py::array::forcecast>& rows) {
+  if (t.type() != DeviceTensor::Type::Float32 || t.shape().size() != 2)
+    throw py::value_error("gather: got " + t.describe() + ", expected float32 of two axes");
+  const Index *index = rows.data(), count = rows.size();
+  for (Index i = 0; i < count; ++i)
+    if (index[i] < 0 || index[i] >= t.shape()[0])
+      throw py::index_error("gather: row " + std::to_string(index[i]) + " of " +
+                            std::to_string(t.shape()[0]));
+  DeviceTensor copy(t.queue(), {count, t.shape()[1]}, "a batch");
+  if (copy.size() > 0) {
+    const py::gil_scoped_release release;
+    const std::lock_guard<std::mutex> lock(t.queue()->mutex());
+    DeviceArray<Index> order(t.queue(), count, "an order of samples");
+    order.from_host(index, count);
+    const DeviceArray<DeviceStep> start(t.queue(), 1, "an order of samples");  // at its first row
+    DeviceGather g;
+    g.count = count;
+    g.order = order.data();
+    g.at = start.data();
+    g.cols = t.shape()[1];
+    g.from = static_cast<const float*>(t.data());
+    g.to = static_cast<float*>(copy.data());
+    t.queue()->gather(g);
+  }
+  return LentTensor(std::move(copy));
+}
+
 // (P,) float32 in this device's memory to write to.
 float* parameters_out(const DeviceTensor& t, Index n) {
   if (t.type() != DeviceTensor::Type::Float32 || t.shape() != Shape{n})
@@ -170,6 +213,8 @@ void bind_device_array(py::module_& m) {
       },
       arg("device"), arg("shape"));
   m.def("lend", &lend, arg("device"), arg("array"), arg("name"), arg("writable") = false);
+  m.def("upload", &upload, arg("device"), arg("values"));
+  m.def("gather", &gathered, arg("array"), arg("rows"));
   m.def(
       "synchronize",
       [](const PyDevice& device) {

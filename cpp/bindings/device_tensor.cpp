@@ -130,11 +130,11 @@ template <class Managed> py::capsule capsule_of(Given<Managed>* given, const cha
 
 }  // namespace
 
-DeviceTensor::DeviceTensor(std::shared_ptr<DeviceQueue> queue, Shape shape)
+DeviceTensor::DeviceTensor(std::shared_ptr<DeviceQueue> queue, Shape shape, const char* what)
     : queue_(std::move(queue)), shape_(std::move(shape)) {
   const py::gil_scoped_release release;
   const std::lock_guard<std::mutex> lock(queue_->mutex());
-  auto memory = std::make_shared<DeviceArray<float>>(queue_, size(), "a result");
+  auto memory = std::make_shared<DeviceArray<float>>(queue_, size(), what);
   data_ = memory->data();
   keep_ = std::move(memory);
 }

@@ -27,7 +27,7 @@ class DeviceTensor {
   using Shape = std::vector<Index>;
 
   // New memory; the queue is taken without the GIL.
-  DeviceTensor(std::shared_ptr<DeviceQueue> queue, Shape shape);
+  DeviceTensor(std::shared_ptr<DeviceQueue> queue, Shape shape, const char* what = "a result");
   // Memory that `keep` holds.
   DeviceTensor(std::shared_ptr<DeviceQueue> queue, std::shared_ptr<void> keep, void* data,
                Shape shape, Type type);

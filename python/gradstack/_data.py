@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from gradstack import _core
 from gradstack._arrays import (
     LentArray,
     as_dtype,
@@ -32,7 +33,8 @@ class Data:
     Attributes
     ----------
     xs : list of numpy.ndarray, (N, d)
-        One per input of the net; views of the user's arrays wherever strides allow.
+        One per input of the net; views of the user's arrays wherever strides allow. They, and dense
+        targets, may lie in a device's memory.
     y : numpy.ndarray or None
         Dense targets (N, dy), integer labels (N,), or None.
     weight : numpy.ndarray or None
@@ -60,14 +62,18 @@ class Data:
             require_finite(self.y, f"{prefix}y")
 
     def rows(self, index: Array, dtype: np.dtype[Any]) -> tuple[list[Array], Any, Any]:
-        """Some of the samples, converted: inputs, targets, weights."""
+        """Some of the samples, converted: inputs, targets, weights; each where the data lie."""
+
+        def taken(rows: Array) -> Array:
+            if isinstance(rows, LentArray):
+                made: Array = _core.device.gather(rows, index)
+                return made
+            return np.ascontiguousarray(rows[index], dtype)
+
         y = self.y
         if y is not None:
-            y = y[index] if y.ndim == 1 else np.ascontiguousarray(y[index], dtype)
-            if y.ndim == 1:
-                y = y.astype(np.int64)
-        xs = [np.ascontiguousarray(x[index], dtype) for x in self.xs]
-        return xs, y, None if self.weight is None else self.weight[index]
+            y = y[index].astype(np.int64) if y.ndim == 1 else taken(y)
+        return [taken(x) for x in self.xs], y, None if self.weight is None else self.weight[index]
 
 
 def training_graph(net: Module, shapes: tuple[tuple[int, ...], ...]) -> Compiled:

@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from gradstack import _core
+from gradstack._arrays import LentArray
 from gradstack._compiled import Compiled, core_for
 from gradstack._data import Data, training_graph
 from gradstack._device import open_device, require_float32
+from gradstack._device_problem import check_on, problem_on, settle_on
 from gradstack._flat import clock
-from gradstack._problem import BatchProblem
 from gradstack.nn.cost import Cost
 from gradstack.optim.base import Optimizer, RuleOptimizer
 from gradstack.optim.python import PythonOptimizer
@@ -98,7 +99,7 @@ def make_engine(
     if isinstance(optimizer, RuleOptimizer):
         return CoreEngine(net, compiled, cost, optimizer, data, options)
     if isinstance(optimizer, PythonOptimizer):
-        optimizer.require_device(options.device)
+        optimizer.require_precision(options.precision)
         return PythonEngine(net, compiled, cost, optimizer, data, options)
     raise TypeError(f"optimizer must be one of gradstack.optim, got {type(optimizer).__name__}")
 
@@ -222,15 +223,17 @@ class PythonEngine:
         data: Data,
         options: Options,
     ) -> None:
+        check_on(options.device, net, compiled, cost)
         optimizer._claim(net)
         self._net = net
         self._compiled = compiled
         self._cost = cost
         self._optimizer = optimizer
-        self._data = data
         self._options = options
         self._batch_size = options.batch_size or data.count
         self.steps_per_epoch = math.ceil(data.count / self._batch_size)
+        whole = self.steps_per_epoch == 1  # every step sees all samples: they are copied once
+        self._data = settle_on(options.device, data) if whole else data
         self._state = {
             "epoch": 0,
             "step_in_epoch": 0,
@@ -287,7 +290,7 @@ class PythonEngine:
             "step": self._optimizer.t,
             "threads": options.threads,
         }
-        problem = BatchProblem(net, self._compiled, self._cost, batch, run)
+        problem = problem_on(options.device, net, self._compiled, self._cost, batch, run)
         # The optimiser works on a copy, so that an interrupted step leaves the net as it was.
         moved = w.copy()
         loss = self._optimizer.step(problem, moved, lr)
@@ -310,6 +313,8 @@ class PythonEngine:
     def _check_rows(index: Array, batch: tuple[list[Array], Any, Any]) -> None:
         xs, y, _ = batch
         for array in [*xs, *([y] if y is not None and y.ndim == 2 else [])]:
+            if isinstance(array, LentArray):
+                continue  # NaN there shows in the loss
             good = np.isfinite(array).all(axis=1)
             if not good.all():
                 row = int(index[int(np.argmin(good))])

@@ -93,12 +93,15 @@ def fit(
         it does not fit, or may lie there already (anything with ``__dlpack__``). The samples come
         in the same order and dropout has the same masks as on the CPU, so results agree to
         float32's rounding.
+        Optimisers that are no update rules (`LBFGS`, `KFAC`, ...) copy one batch
+        after the other, which has to fit, and evaluate it there.
     precision : str
         Of a GPU. "float32": exact. "tf32": matrix products round their operands to 10 bits of
         mantissa. "bf16", "fp16": activations and their gradients are stored in that type, products
         take them and a copy of the weights in it; sums, costs, ``net.w``, its gradient and the
         optimiser stay float32. "fp16" scales the loss: a step whose gradient overflows is skipped
-        and does not count for the optimiser. Validation is computed in the same precision.
+        and does not count for the optimiser. Validation is computed in the same precision. Other
+        optimisers than update rules take "float32" alone.
     errors : str
         "raise": stop when a loss is NaN or infinite; "ignore": carry on.
 

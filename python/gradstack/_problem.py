@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -88,7 +88,7 @@ def held_entries(net: Module, compiled: Compiled) -> Array:
 
 
 class BatchProblem:
-    """One batch as a function of w.
+    """One batch as a function of w, evaluated by the CPU; `DeviceProblem` has a device do it.
 
     Parameters
     ----------
@@ -101,6 +101,8 @@ class BatchProblem:
     options : dict
         How the core runs: train, seed, step, threads.
     """
+
+    _device: Any = None  # that evaluates it, None for the CPU
 
     def __init__(
         self,
@@ -131,13 +133,18 @@ class BatchProblem:
             self._held = held_entries(self.net, self.compiled)
         return self._held
 
+    def rank_tolerance(self, size: int) -> float:
+        """Singular values below this times the largest are rounding.
+
+        Of Jacobians at a w in float64, `size` their longer side.
+        """
+        return float(np.finfo(np.float64).eps) * size
+
     def value_and_grad(self, w: Array) -> tuple[float, Array]:
         """Loss at w and its gradient, zero for frozen parameters; in the dtype of w."""
         xs, y, weight = self._rows(w.dtype)
         core = self.cost._core_cost(w.dtype)
-        loss, g = self.compiled.program(w.dtype).value_and_grad(
-            w, xs, y, core, weight, **self.options
-        )
+        loss, g = self._program(w.dtype).value_and_grad(w, xs, y, core, weight, **self.options)
         frozen = frozen_entries(self.net)
         if frozen.size:
             g[frozen] = 0
@@ -160,20 +167,19 @@ class BatchProblem:
     def ggn_product(self, w: Array, v: Array) -> Array:
         """Generalised Gauss-Newton matrix of the loss at w, times v; in the dtype of w."""
         xs, y, weight = self._rows(w.dtype)
-        core = cost_core(self.compiled, self.cost, "ggn", w.dtype)
+        core = cost_core(self.compiled, self.cost, "ggn", w.dtype, self._device)
         product: Array = core.product(w, xs, y, v, weight, self.options["threads"])
         return product
 
     def outputs(self, w: Array) -> Array:
         """ybar at w without dropout, (B, d)."""
         xs, _, _ = self._rows(w.dtype)
-        program = self.compiled.program(w.dtype)
-        ybar: Array = program.forward(w, xs, threads=self.options["threads"])[0]
+        ybar: Array = self._program(w.dtype).forward(w, xs, threads=self.options["threads"])[0]
         return ybar
 
     def curvature(self, w: Array, ybar: Array) -> CostCurvature:
         """Gradient and curvature of the average loss in ybar."""
-        _, y, weight = self._rows(w.dtype)
+        y, weight = self._target(w.dtype)
         core = self.cost._core_cost(w.dtype)
         return CostCurvature(
             float(core.value(ybar, y, weight)),
@@ -185,19 +191,46 @@ class BatchProblem:
         """(samples, dybar/dw of shape (samples, d, P)), a few samples at a time."""
         xs, _, _ = self._rows(w.dtype)
         core = parameter_jacobian(self.compiled, w.dtype)
-        step = max(1, _CHUNK // max(1, self.compiled.out_sizes[0] * w.size))
-        for begin in range(0, self.count, step):
-            part = slice(begin, begin + step)
+        for part in self._parts(w.size):
             yield part, core.evaluate(w, [x[part] for x in xs], None, self.options["threads"])
 
-    def backprop(self, w: Array, dybar: Array) -> dict[str, Any]:
-        """Every stage's variables and their gradients, started from dC/dybar = `dybar`."""
+    def _parts(self, columns: int) -> list[slice]:
+        step = max(1, _CHUNK // max(1, self.compiled.out_sizes[0] * columns))
+        return [slice(begin, begin + step) for begin in range(0, self.count, step)]
+
+    def layer_moments(
+        self, w: Array, slots: list[LayerSlot], dybars: Iterable[Array]
+    ) -> list[LayerMoments]:
+        """Second moments of every layer's inputs and of the gradients at its output.
+
+        The gradients are those started from dC/dybar = dybar, (B, d), for each of the `dybars`.
+        """
+        found: list[LayerMoments] = []
+        for dybar in dybars:
+            stages = self._backprop(w, dybar)
+            if not found:
+                found = [
+                    LayerMoments(_input_moment(slot, stages), np.zeros((slot.shape[0],) * 2))
+                    for slot in slots
+                ]
+            for slot, moments in zip(slots, found, strict=True):
+                for name in slot.blocks:
+                    ds = stages[name]["dout"].astype(np.float64)
+                    moments.ds[...] += ds.T @ ds
+        return found
+
+    def _backprop(self, w: Array, dybar: Array) -> dict[str, Any]:
         xs, _, _ = self._rows(w.dtype)
         core = core_for(w.dtype).PyCost(_GivenGradient(dybar))
-        result: dict[str, Any] = self.compiled.program(w.dtype).backprop(
-            w, xs, None, core, per_sample=False
-        )
-        return result
+        result = self.compiled.program(w.dtype).backprop(w, xs, None, core, per_sample=False)
+        return {row["name"]: row for row in result["stages"]}
+
+    def _program(self, dtype: np.dtype[Any]) -> Any:
+        return self.compiled.program(dtype)
+
+    def _target(self, dtype: np.dtype[Any]) -> tuple[Any, Any]:
+        """Targets and sample weights on the host."""
+        return self._rows(dtype)[1:]
 
     def _rows(self, dtype: np.dtype[Any]) -> tuple[list[Array], Any, Any]:
         if dtype == self.dtype:
@@ -211,6 +244,24 @@ class BatchProblem:
                 None if weight is None else weight.astype(_DOUBLE),
             )
         return self._wide
+
+
+class LayerMoments(NamedTuple):
+    """Sums over a batch, and over the blocks that share a layer, in float64."""
+
+    z: Array  # of z^T z, (in, in); with a bias of [z 1]^T [z 1]
+    ds: Array  # of ds^T ds, (out, out)
+
+
+def _input_moment(slot: LayerSlot, stages: dict[str, Any]) -> Array:
+    size = slot.shape[1] + (slot.bias is not None)
+    total = np.zeros((size, size))
+    for name in slot.blocks:
+        z = stages[name]["z"][0].astype(np.float64)
+        if slot.bias is not None:
+            z = np.column_stack([z, np.ones(len(z))])
+        total += z.T @ z
+    return total
 
 
 class _GivenGradient:
@@ -266,7 +317,10 @@ def _cost_root(cost: Any, ybar: Array, y: Any, weight: Any) -> CostRoot:
     diagonal = _diagonal_curvature(cost, ybar, y, weight)
     if diagonal is not None:
         return CostRoot(np.sqrt(np.maximum(diagonal, 0)))
-    values, vectors = np.linalg.eigh(cost_hessian(cost, ybar, y, weight))
+    hessian = cost_hessian(cost, ybar, y, weight)
+    if not np.isfinite(hessian).all():  # the loss says so; eigh would raise
+        return CostRoot(np.full_like(ybar, np.nan))
+    values, vectors = np.linalg.eigh(hessian)
     floor = _NO_DIRECTION * np.abs(values).max(axis=1, keepdims=True)
     roots = np.sqrt(np.where(values > floor, values, 0))
     return CostRoot(roots[:, :, None] * vectors.transpose(0, 2, 1))

@@ -9,9 +9,9 @@ from gradstack._arrays import as_count, threads_of
 from gradstack._compiled import read, split_inputs
 from gradstack._data import training_graph
 from gradstack._device import check_precision, open_device, place_on_host
+from gradstack._device_problem import check_on, problem_on
 from gradstack._engine import core_trainer
 from gradstack._flat import clock
-from gradstack._problem import BatchProblem
 from gradstack.functional import read_target, require_cost, require_net
 from gradstack.nn.cost import has_plain_targets, read_sample_weight
 from gradstack.optim.base import Optimizer, RuleOptimizer
@@ -80,7 +80,7 @@ class Trainer:
         if not net.w.size:
             raise ValueError(f"[{type(net).__name__}] has no parameters to train")
         if isinstance(optimizer, PythonOptimizer):
-            optimizer.require_device(device)
+            optimizer.require_precision(self.precision)
         self.optimizer = optimizer
         self._device = device
         self._threads = threads_of(num_threads)
@@ -187,6 +187,7 @@ class Trainer:
         self, optimizer: PythonOptimizer, compiled: Compiled, batch: tuple[Any, Any, Any], lr: float
     ) -> float:
         net = self.net
+        check_on(self._device, net, compiled, self.cost)
         optimizer._claim(net)
         w = net.w
         run = {
@@ -195,7 +196,7 @@ class Trainer:
             "step": optimizer.t,
             "threads": self._threads,
         }
-        problem = BatchProblem(net, compiled, self.cost, batch, run)
+        problem = problem_on(self._device, net, compiled, self.cost, batch, run)
         moved = w.copy()
         loss = optimizer.step(problem, moved, lr)
         if not math.isfinite(loss):

@@ -88,4 +88,33 @@ class DeviceGaussNewton {
   std::list<std::unique_ptr<DeviceObjective>> objectives_;
 };
 
+// Second moments of what linear blocks see: sums over a batch of [z 1]^T [z 1], z the input (no 1
+// without a bias), and of ds^T ds, ds the gradients at the output s. Products are summed in float32
+// within a part of the batch, parts in double.
+class DeviceMoments {
+ public:
+  DeviceMoments(std::shared_ptr<const Graph> graph, std::shared_ptr<DeviceQueue> queue,
+                std::vector<int> blocks);
+  // dybar: so many gradients at the output per sample, (count, directions, d), on the host. Per
+  // block: z (in [+ 1], squared) and ds (out, out), which are added to.
+  void evaluate(const float* w, const std::vector<RowSource>& x, Index count, const float* dybar,
+                Index directions, const std::vector<double*>& z, const std::vector<double*>& ds);
+  const Graph& graph() const { return *graph_; }
+  const std::vector<int>& blocks() const { return blocks_; }
+  Index inputs(int block) const;
+  Index outputs(int block) const;
+
+ private:
+  DevicePlan& plan_for(Index samples, Index directions);
+  void add(Index rows, Index d, const float* v, bool sums, double* to);
+
+  std::shared_ptr<const Graph> graph_;
+  std::shared_ptr<DeviceQueue> queue_;
+  std::vector<int> blocks_;
+  DeviceParameters parameters_;
+  std::list<std::unique_ptr<DevicePlan>> plans_;
+  DeviceArray<float> product_;
+  std::vector<float> made_;
+};
+
 }  // namespace gradstack

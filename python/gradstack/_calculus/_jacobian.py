@@ -131,9 +131,9 @@ def _jacobian(
     return keep(compiled, ("jacobian", dtype, variable.key, output, device), make)
 
 
-def parameter_jacobian(compiled: Compiled, dtype: np.dtype[Any]) -> Any:
+def parameter_jacobian(compiled: Compiled, dtype: np.dtype[Any], device: Any = None) -> Any:
     """The core's Jacobian of the first output with respect to w."""
-    return _jacobian(compiled, dtype, Variable("w", compiled.graph.n_params), 0)
+    return _jacobian(compiled, dtype, Variable("w", compiled.graph.n_params), 0, device)
 
 
 def _variables(net: Module, compiled: Compiled, wrt: Any) -> Variables:

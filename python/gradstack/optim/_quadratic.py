@@ -19,6 +19,7 @@ SOLVERS = ("auto", "exact", "cg")
 _EXACT_SIZE = 3000  # unknowns or residuals, whichever are fewer
 _EXACT_VALUES = 1 << 26  # of a wide Jacobian, which is kept whole, or of the cost's Hessians
 
+_GRAM_ROUNDING = 1e-15  # an eigenvalue of A^T A below this times the largest is none
 _BLOCK = 64  # unknowns that a triangular solve takes at once
 
 
@@ -113,6 +114,7 @@ class _Exact:
     ) -> None:
         self._free = free
         self._size = w.size
+        self._tolerance = problem.rank_tolerance
         ybar = problem.outputs(w)
         cost = problem.curvature(w, ybar)
         self.loss = cost.loss
@@ -174,11 +176,16 @@ class _Exact:
     def _undamped(self) -> Array:
         """The shortest of the minima."""
         if self._wide and self._r is not None:
-            return np.linalg.lstsq(self._rows, -self._r, rcond=None)[0]
+            return self._shortest(self._rows, -self._r)
         if self._triangle is not None:
-            return np.linalg.lstsq(self._triangle[:, :-1], -self._triangle[:, -1], rcond=None)[0]
+            return self._shortest(self._triangle[:, :-1], -self._triangle[:, -1])
         gram = self._rows.T @ self._rows if self._wide else self._gram
-        return -np.linalg.pinv(gram, hermitian=True) @ self._g
+        # Its eigenvalues are squares of the Jacobian's singular values.
+        least = max(_GRAM_ROUNDING, self._tolerance(len(gram)) ** 2)
+        return -np.linalg.pinv(gram, least, hermitian=True) @ self._g
+
+    def _shortest(self, matrix: Array, right: Array) -> Array:
+        return np.linalg.lstsq(matrix, right, rcond=self._tolerance(max(matrix.shape)))[0]
 
     def _expand(self, v: Array) -> Array:
         full = np.zeros(self._size)

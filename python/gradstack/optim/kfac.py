@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -216,35 +216,22 @@ def kronecker_factors(
     exact = samples is None and d <= _EXACT_OUTPUTS
     passes = d if exact else samples or 1
     rng = np.random.default_rng(seed)
-    a: list[Array] = []
-    s = [np.zeros((slot.shape[0], slot.shape[0])) for slot in slots]
-    for k in range(passes):
-        if exact:
-            draw = np.zeros_like(ybar)
-            draw[:, k] = 1
-        else:
-            draw = rng.standard_normal(ybar.shape).astype(ybar.dtype)
-            draw *= draw.dtype.type(1 / math.sqrt(passes))
-        result = problem.backprop(w, root.transposed(draw).astype(ybar.dtype))
-        stages = {row["name"]: row for row in result["stages"]}
-        if not a:
-            a = [_input_moment(slot, stages, problem.count) for slot in slots]
-        for i, slot in enumerate(slots):
-            for name in slot.blocks:
-                ds = stages[name]["dout"].astype(np.float64)
-                s[i] += ds.T @ ds
-    return [Factors(*pair) for pair in zip(a, s, strict=True)]
 
+    def gradients() -> Iterator[Array]:
+        for k in range(passes):
+            if exact:
+                draw = np.zeros_like(ybar)
+                draw[:, k] = 1
+            else:
+                draw = rng.standard_normal(ybar.shape).astype(ybar.dtype)
+                draw *= draw.dtype.type(1 / math.sqrt(passes))
+            yield root.transposed(draw).astype(ybar.dtype)
 
-def _input_moment(slot: LayerSlot, stages: dict[str, Any], count: int) -> Array:
-    size = slot.shape[1] + (slot.bias is not None)
-    total = np.zeros((size, size))
-    for name in slot.blocks:
-        z = stages[name]["z"][0].astype(np.float64)
-        if slot.bias is not None:
-            z = np.column_stack([z, np.ones(len(z))])
-        total += z.T @ z
-    return total / (count * len(slot.blocks))
+    moments = problem.layer_moments(w, slots, gradients())
+    return [
+        Factors(m.z / (problem.count * len(slot.blocks)), m.ds)
+        for slot, m in zip(slots, moments, strict=True)
+    ]
 
 
 def _gather(slot: LayerSlot, g: Array) -> Array:

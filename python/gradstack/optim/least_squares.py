@@ -49,8 +49,9 @@ class GaussNewton(_ModelOptimizer):
     damping : float
         Added to the diagonal of G. With 0 the shortest of all minimising steps is taken.
     solver : str
-        "exact": factorisation in float64, from the Jacobian. "cg": conjugate gradients with
-        products G v. "auto": exact up to 3000 parameters or residuals, whichever are fewer.
+        "exact": factorisation in float64, from the Jacobian (in float64; of a GPU in float32).
+        "cg": conjugate gradients with products G v. "auto": exact up to 3000 parameters or
+        residuals, whichever are fewer.
     cg_tol : float
         Conjugate gradients stop when the residual is this much smaller than the gradient.
     cg_max_iter : int

@@ -41,11 +41,12 @@ class PythonOptimizer(Optimizer):
         super().reset()
         self._start()
 
-    def require_device(self, device: str) -> None:
-        """Refuse to train anywhere but on the CPU."""
-        if device != "cpu":
+    def require_precision(self, precision: str) -> None:
+        """Refuse to train a net in less than float32: models and line searches need its digits."""
+        if precision != "float32":
             raise ValueError(
-                f"[{type(self).__name__}] trains on the CPU only, got device {device!r}"
+                f"[{type(self).__name__}] precision must be 'float32', got {precision!r}: it is "
+                "for the update rules (SGD, Adam, ...)"
             )
 
     def step(self, problem: Problem, w: Array, lr: float) -> float:
