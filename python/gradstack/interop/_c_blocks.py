@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -9,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from gradstack.interop._c_places import Place
-from gradstack.interop._c_text import Names, Real, array, comment, named, op_function
+from gradstack.interop._c_text import Names, Real, array, comment, named, op_function, wrapped
 
 _Array = npt.NDArray[Any]
 _Stage = Mapping[str, Any]
 
-# Functions that blocks call, for a type `real`. Sums have the order that is written, so that a compiler
-# makes vectors of the loops over outputs without -ffast-math; four inputs share each pass.
+# Functions that blocks call, for a type `real`. A sum keeps the order that is written unless users
+# ask for -ffast-math: `linear` loops over outputs inside, which makes vectors without it, and takes
+# four inputs at a time.
 _FUNCTIONS = {
     "linear": """\
 /* s = W z + b. The weights of one input are neighbours: weight[j * outputs + i] is W[i, j]. */
@@ -99,6 +101,9 @@ static inline int32_t NAME(const real *weight, const real *x, int32_t rows, int 
 }
 """,
 }
+# Share of connections up to which a masked block is written as a list of edges: it is smaller then
+# and, but on wide vectors, faster.
+_SPARSE = 0.25
 # Columns and positions; the second where the first is too small.
 _INDEX = (np.dtype(np.uint16), np.dtype(np.uint32))
 
@@ -161,16 +166,16 @@ class Writer:
 
     def begin(self, stage: _Stage, text: str) -> None:
         """Say what the following statements compute."""
-        self.statements.append(f"/* {comment(stage['name'])}: {text} */")
+        self.statements.append(f"    /* {comment(stage['name'])}: {text} */")
 
     def call(self, function: str, *arguments: str | int) -> None:
         """Add a statement that calls a function."""
-        self.statements.append(f"{function}({', '.join(map(str, arguments))});")
+        self.statements.append(wrapped(f"    {function}(", [str(a) for a in arguments], ");"))
 
     def loop(self, to: Place, value: Callable[[str], str]) -> None:
         """Add a loop that computes every entry of `to`."""
-        self.statements.append(f"for (int i = 0; i < {to.size}; ++i)")
-        self.statements.append(f"    {to.at('i')} = {value('i')};")
+        self.statements.append(f"    for (int i = 0; i < {to.size}; ++i)")
+        self.statements.append(f"        {to.at('i')} = {value('i')};")
 
     def _fresh(self, base: str) -> str:
         return self._prefix + self._names.fresh(base)
@@ -180,16 +185,14 @@ def _linear(w: Writer, stage: _Stage, x: list[Place], to: Place, p: Mapping[str,
     name = stage["weight"]
     weight = p[name]
     out, n = weight.shape
-    form = "rows"
+    form = "columns"
     if stage["mask"] is not None:
         mask = np.reshape(stage["mask"], weight.shape)
-        edges = np.argwhere(mask)
-        if _sparse_bytes(n, len(edges), weight.itemsize) < weight.nbytes:
-            form = f"sparse {stage['name']}"  # another block may have another mask
-            _sparse(w, stage, x, to, p, edges, weight[mask], n, form)
+        if np.count_nonzero(mask) <= _SPARSE * mask.size:
+            _sparse(w, stage, x, to, p, np.argwhere(mask), weight[mask], n)
             return
         weight = np.where(mask, weight, 0).astype(weight.dtype)
-        form = f"masked {stage['name']}"
+        form = _digest(mask)  # another block may have another mask
     w.begin(stage, f"linear {n} -> {out}")
     text = f"{comment(name)}: for each of {n} inputs the weights to {out} outputs"
     array = w.array(name, weight.T.ravel(), out, text, form)
@@ -203,7 +206,7 @@ def _sparse_linear(
     order = np.lexsort((edges[:, 1], edges[:, 0]))
     weight = p[stage["weight"]][order]
     n = stage["edges"].in_features
-    _sparse(w, stage, x, to, p, edges[order], weight, n, f"sparse {stage['name']}")
+    _sparse(w, stage, x, to, p, edges[order], weight, n)
 
 
 def _sparse(
@@ -215,11 +218,10 @@ def _sparse(
     edges: _Array,
     weight: _Array,
     n: int,
-    form: str,
 ) -> None:
     """Rows of weights with their columns; `edges` are sorted by row."""
     out = to.size
-    name = stage["weight"]
+    name, form = stage["weight"], _digest(edges)
     index = _index_type(n, len(edges))
     w.begin(stage, f"linear {n} -> {out}, {len(edges)} edges")
     first = np.searchsorted(edges[:, 0], np.arange(out + 1)).astype(index)
@@ -233,12 +235,12 @@ def _sparse(
     w.call(function, *arguments, _bias(w, stage, p), x[0].pointer, to.pointer, out)
 
 
+def _digest(values: _Array) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values)).hexdigest()
+
+
 def _index_type(n: int, edges: int) -> np.dtype[Any]:
     return _INDEX[max(n, edges) > np.iinfo(_INDEX[0]).max]
-
-
-def _sparse_bytes(n: int, edges: int, itemsize: int) -> int:
-    return edges * (itemsize + _index_type(n, edges).itemsize)
 
 
 def _bias(w: Writer, stage: _Stage, p: Mapping[str, _Array]) -> str:
@@ -268,7 +270,7 @@ def _nearest(w: Writer, stage: _Stage, x: list[Place], to: Place, p: Mapping[str
     value = f"{w.function('nearest')}({array}, {x[0].pointer}, {rows}, {n})"
     # An output is an integer; a block behind it takes the index for a number.
     cast = "" if to.buffer.base in w.discrete else f"({w.real.name})"
-    w.statements.append(f"{to.at('0')} = {cast}{value};")
+    w.statements.append(f"    {to.at('0')} = {cast}{value};")
 
 
 def _concat(w: Writer, stage: _Stage, x: list[Place], to: Place, p: Mapping[str, _Array]) -> None:

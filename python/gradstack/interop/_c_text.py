@@ -16,20 +16,22 @@ _NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d*)?(?:e[+-]?\d+)?")
 _CALL = re.compile(r"\b([a-z]\w*)\(")  # keywords have a space before the parenthesis
 _SIGNATURE = re.compile(r"^(static inline \w+ )NAME\((.*?)\)$", re.MULTILINE | re.DOTALL)
 WIDTH = 100
-_SPECIAL = {"inf": "INFINITY", "-inf": "-INFINITY", "nan": "NAN"}
 # Words of C, C++ and of the functions written here that an argument cannot be called.
 _RESERVED = frozenset(
-    """
-    alignas alignof and and_eq asm atomic_cancel atomic_commit atomic_noexcept auto bitand bitor
-    bool break case catch char char16_t char32_t char8_t class co_await co_return co_yield compl
-    concept const const_cast consteval constexpr constinit continue decltype default delete do
-    double dynamic_cast else enum explicit export extern false float for friend goto if inline int
-    long mutable namespace new noexcept not not_eq nullptr operator or or_eq private protected
-    public reflexpr register reinterpret_cast requires restrict return short signed sizeof static
-    static_assert static_cast struct switch synchronized template this thread_local throw true try
-    typedef typeid typename typeof union unsigned using virtual void volatile wchar_t while xor
-    xor_eq i work
-    """.split()
+    re.findall(
+        r"\w+",
+        """
+        alignas alignof and and_eq asm atomic_cancel atomic_commit atomic_noexcept auto bitand
+        bitor bool break case catch char char16_t char32_t char8_t class co_await co_return
+        co_yield compl concept const const_cast consteval constexpr constinit continue decltype
+        default delete do double dynamic_cast else enum explicit export extern false float for
+        friend goto if inline int long mutable namespace new noexcept not not_eq nullptr
+        operator or or_eq private protected public reflexpr register reinterpret_cast requires
+        restrict return short signed sizeof static static_assert static_cast struct switch
+        synchronized template this thread_local throw true try typedef typeid typename typeof
+        union unsigned using virtual void volatile wchar_t while xor xor_eq i work
+        """,
+    )
 )
 
 
@@ -64,6 +66,8 @@ class Real:
         self.dtype = dtype
         self.name = "float" if dtype == np.float32 else "double"
         self.suffix = "f" if dtype == np.float32 else ""
+        infinity = "INFINITY" if dtype == np.float32 else "HUGE_VAL"  # the first is a float
+        self._special = {"inf": infinity, "-inf": f"-{infinity}", "nan": "NAN"}
 
     def number(self, value: float) -> str:
         """A constant."""
@@ -73,7 +77,7 @@ class Real:
         """Constants of the type: the shortest decimals that are read as the same bits."""
         words: list[str] = values.astype(str).tolist()
         if not np.isfinite(values).all():
-            return [_SPECIAL.get(word, word + self.suffix) for word in words]
+            return [self._special.get(word, word + self.suffix) for word in words]
         return [word + self.suffix for word in words]
 
     def code(self, text: str) -> str:

@@ -118,6 +118,7 @@ def header(net: Module, name: str) -> str:
     api = _Api(name, real, compiled, out_names)
     places, size = plan_places(stages, api.inputs, api.outputs)
     writer = Writer(f"{name}_", real, api.taken, api.discrete)
+    used = set()
     for stage in stages:
         if stage["kind"] == "input":
             continue
@@ -125,14 +126,17 @@ def header(net: Module, name: str) -> str:
         if emit is None:
             block = stage["name"]
             raise ValueError(f"block {block!r} is written in Python and cannot be exported to C")
-        inputs = [places[source] for source in stage["inputs"]]
-        emit(writer, stage, inputs, places[stage["name"]], parameters)
+        inputs, to = [places[source] for source in stage["inputs"]], places[stage["name"]]
+        emit(writer, stage, inputs, to, parameters)
+        used |= {place.buffer.base for place in (*inputs, to)}
     for stage_name, array in api.outputs.items():
         place = places[stage_name]
         if place.buffer.base != array:
-            to = api.place(stage_name)
             writer.begin({"name": stage_name}, "output")
-            copy(writer, place, to)
+            copy(writer, place, Place(Buffer(array, place.size), 0, place.size))
+    for array in (*api.inputs.values(), WORKSPACE):
+        if array not in used:
+            writer.statements.append(f"    (void){array};")
     return api.text(type(net).__name__, stages, writer, max(size, 1))
 
 
@@ -181,12 +185,6 @@ class _Api:
         macros = [self.workspace, *(size for size, _ in self.sizes.values())]
         self.taken = ["predict", "predict_with", *(m[len(name) + 1 :] for m in macros)]
 
-    def place(self, stage: str) -> Place:
-        """The whole array of an output."""
-        array = self.outputs[stage]
-        size = self.sizes[array][1]
-        return Place(Buffer(array, size), 0, size)
-
     def text(self, net: str, stages: list[dict[str, Any]], writer: Writer, work: int) -> str:
         """The file."""
         guard = f"GRADSTACK_{self.name}_H"
@@ -200,7 +198,7 @@ class _Api:
             defines + "\n",
             *writer.arrays,
             *writer.functions,
-            self._predict(stages, writer),
+            self._predict(writer),
             f"#endif /* {guard} */\n",
         ]
         return "\n".join(parts)
@@ -212,26 +210,22 @@ class _Api:
             result.append(f"{kind} {array}[{self.sizes[array][0]}]")
         return result
 
-    def _predict(self, stages: list[dict[str, Any]], writer: Writer) -> str:
+    def _predict(self, writer: Writer) -> str:
         real, name = self.real.name, self.name
         arguments = self._arguments()
         given = [*self.inputs.values(), *self.outputs.values()]
         work = f"{real} {WORKSPACE}[{self.workspace}]"
-        body = [*writer.statements]
-        used = "\n".join(body)
-        for array in (*self.inputs.values(), WORKSPACE):
-            if not re.search(rf"\b{array}\b", re.sub(r"/\*.*?\*/", "", used)):
-                body.append(f"(void){array};")
-        lines = "\n".join(f"    {line}" for line in body)
+        body = "\n".join(writer.statements)
         with_begin = f"static inline void {name}_predict_with("
         begin = f"static inline void {name}_predict("
         call = wrapped(f"    {name}_predict_with(", [*given, WORKSPACE], ");")
         return (
             "/* As predict, with memory of the caller for intermediate values: "
             f"{WORKSPACE} has {self.workspace} numbers. */\n"
-            f"{wrapped(with_begin, [*arguments, work], ')')}\n{{\n{lines}\n}}\n\n"
-            f"/* One sample. The arrays must not overlap; {self.workspace} numbers are on the stack. "
-            f"*/\n{wrapped(begin, arguments, ')')}\n{{\n    {work};\n{call}\n}}\n"
+            f"{wrapped(with_begin, [*arguments, work], ')')}\n{{\n{body}\n}}\n\n"
+            "/* One sample; arrays must not overlap. "
+            f"{self.workspace} numbers are on the stack. */\n"
+            f"{wrapped(begin, arguments, ')')}\n{{\n    {work};\n{call}\n}}\n"
         )
 
     def _about(self, net: str, stages: list[dict[str, Any]], writer: Writer, work: int) -> str:
@@ -249,10 +243,10 @@ class _Api:
             lines.append(f"    {kind} {array}[{macro}];")
         given = ", ".join([*self.inputs.values(), *self.outputs.values()])
         text = (
-            f"Constants: {writer.bytes:,} bytes. Intermediate values: {work * itemsize:,} bytes on "
-            f"the stack, or of the caller's with {self.name}_predict_with. Nothing is allocated and "
-            "no state is kept: calls may run at the same time. Every source file that includes "
-            "this one and calls it gets the constants once more."
+            f"Constants: {writer.bytes:,} bytes. Intermediate values: {work * itemsize:,} bytes "
+            f"on the stack, or of the caller's with {self.name}_predict_with. Nothing is allocated "
+            "and no state is kept: calls may run at the same time. Every source file that "
+            "includes this one and calls it gets the constants once more."
         )
         lines += [f"    {self.name}_predict({given});", "", *textwrap.wrap(text, WIDTH - 3)]
         lines += ["", "Blocks and the sizes of their outputs:"]
