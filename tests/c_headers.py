@@ -20,11 +20,18 @@ C_COMPILERS = [found for name in ("gcc", "clang", "clang-14") if (found := shuti
 CXX_COMPILERS = [
     found for name in ("g++", "clang++", "clang++-14") if (found := shutil.which(name))
 ]
+dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
 needs_compiler = pytest.mark.skipif(not C_COMPILERS, reason="no C compiler is installed")
 _WARNINGS = "all extra pedantic conversion sign-conversion double-promotion shadow cast-qual undef"
 STRICT = [*(f"-W{name}" for name in _WARNINGS.split()), "-Werror"]
 
 Runner = Callable[..., Any]
+
+
+def traced(net: nn.Module, *shapes: Any) -> nn.Module:
+    """A net that knows its sample shapes."""
+    net.trace(*shapes)
+    return net
 
 
 def compile_c(

@@ -236,7 +236,7 @@ def _sparse(
 
 
 def _digest(values: _Array) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values)).hexdigest()
+    return hashlib.sha256(values.tobytes()).hexdigest()
 
 
 def _index_type(n: int, edges: int) -> np.dtype[Any]:
