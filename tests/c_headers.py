@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import pathlib
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
@@ -24,6 +25,8 @@ dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float3
 needs_compiler = pytest.mark.skipif(not C_COMPILERS, reason="no C compiler is installed")
 _WARNINGS = "all extra pedantic conversion sign-conversion double-promotion shadow cast-qual undef"
 STRICT = [*(f"-W{name}" for name in _WARNINGS.split()), "-Werror"]
+
+_MARGIN = 64  # numbers behind every array that nothing may touch
 
 Runner = Callable[..., Any]
 
@@ -57,7 +60,10 @@ def compile_nets(
     compile_c(source, library, "-std=c99", "-shared", "-fPIC", *STRICT, *(flags or ["-O1"]),
               compiler=compiler)  # fmt: skip
     loaded = ctypes.CDLL(str(library))
-    return {name: _runner(getattr(loaded, f"run_{name}"), net) for name, net in nets.items()}
+    return {
+        name: _runner(getattr(loaded, f"run_{name}"), net, workspace(folder / f"{name}.h"))
+        for name, net in nets.items()
+    }
 
 
 def _signature(net: nn.Module) -> tuple[list[int], list[int], list[bool]]:
@@ -72,14 +78,23 @@ def _batch_function(name: str, net: nn.Module) -> str:
     arguments += [f"{'int32_t' if d else real} *y{k}" for k, d in enumerate(discrete)]
     given = [f"x{k} + n * {size}" for k, size in enumerate(ins)]
     given += [f"y{k} + n * {size}" for k, size in enumerate(outs)]
+    given_list = ", ".join(given)
     return (
-        f"void run_{name}(long count, {', '.join(arguments)});\n"
-        f"void run_{name}(long count, {', '.join(arguments)})\n{{\n"
-        f"    for (long n = 0; n < count; ++n)\n        {name}_predict({', '.join(given)});\n}}\n"
+        f"void run_{name}(long count, {', '.join(arguments)}, {real} *work);\n"
+        f"void run_{name}(long count, {', '.join(arguments)}, {real} *work)\n{{\n"
+        "    for (long n = 0; n < count; ++n)\n"
+        f"        if (n % 2) {name}_predict({given_list});\n"
+        f"        else {name}_predict_with({given_list}, work);\n}}\n"
     )
 
 
-def _runner(function: Any, net: nn.Module) -> Runner:
+def workspace(header: pathlib.Path) -> int:
+    """How many numbers predict works in."""
+    (found,) = re.findall(r"^#define \w+_WORKSPACE (\d+)", header.read_text(), re.MULTILINE)
+    return int(found)
+
+
+def _runner(function: Any, net: nn.Module, work_size: int) -> Runner:
     ins, outs, discrete = _signature(net)
     dtype = net.w.dtype
 
@@ -88,12 +103,18 @@ def _runner(function: Any, net: nn.Module) -> Runner:
         inputs = [
             np.ascontiguousarray(x, dtype).reshape(count, n) for x, n in zip(xs, ins, strict=True)
         ]
-        ys = [
-            np.full((count, n), 77, np.int32 if d else dtype)
-            for n, d in zip(outs, discrete, strict=True)
+        kinds = [np.int32 if d else dtype for d in discrete]
+        sizes = [*(count * n for n in outs), work_size]
+        written = [
+            np.full(size + _MARGIN, 77, kind)
+            for size, kind in zip(sizes, [*kinds, dtype], strict=True)
         ]
-        pointers = [ctypes.c_void_p(a.ctypes.data) for a in (*inputs, *ys)]
+        pointers = [ctypes.c_void_p(a.ctypes.data) for a in (*inputs, *written)]
         function(ctypes.c_long(count), *pointers)
+        for array in written:
+            assert (array[-_MARGIN:] == 77).all(), "written behind the end of an array"
+        *flat, _ = written
+        ys = [y[:-_MARGIN].reshape(count, n) for y, n in zip(flat, outs, strict=True)]
         return ys[0] if len(ys) == 1 else tuple(ys)
 
     return run

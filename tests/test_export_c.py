@@ -25,6 +25,7 @@ from c_headers import (
     dtypes,
     needs_compiler,
     traced,
+    workspace,
 )
 from gradstack import nn
 from gradstack.interop._c_blocks import KINDS
@@ -169,6 +170,36 @@ def test_every_kind_of_block(dtype: Any, tmp_path: pathlib.Path) -> None:
     np.testing.assert_array_equal(twice[:, 0], expected[2])
 
 
+class Parts(nn.Module):
+    """Outputs that are parts of others, and outputs that others are computed from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 8, dtype=np.float64)
+        self.b = nn.Linear(8, 8, dtype=np.float64)
+
+    def forward(self, x: Any) -> Any:
+        z = gs.tanh(self.a(x))
+        y = self.b(z)
+        t = gs.sigmoid(y)
+        return z[1:4], gs.softmax(self.b(t)[2:6]), y, gs.relu6(t), self.b(y).view(2, 4), t[7], x[:2]
+
+
+def test_outputs_that_share_values(tmp_path: pathlib.Path) -> None:
+    net = traced(Parts(), (3,))
+    x = np.random.default_rng(0).normal(size=(4, 3))
+    got = compile_nets(tmp_path, {"net": net})["net"](x)
+    w = {name: np.asarray(value) for name, value in net.named_parameters()}
+    z = np.tanh(x @ w["a.weight"].T + w["a.bias"])
+    y = z @ w["b.weight"].T + w["b.bias"]
+    t = 1 / (1 + np.exp(-y))
+    p = np.exp(t @ w["b.weight"].T + w["b.bias"])[:, 2:6]
+    last = y @ w["b.weight"].T + w["b.bias"]
+    expected = [z[:, 1:4], p / p.sum(1, keepdims=True), y, t, last, t[:, 7:], x[:, :2]]
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-13)
+
+
 @dtypes
 def test_nearest_takes_the_first_of_equals(dtype: Any, tmp_path: pathlib.Path) -> None:
     points = np.array([[4, 4], [1, 1], [-1, 1], [1, 1]], dtype)
@@ -310,11 +341,6 @@ def test_the_program_of_the_documentation(tmp_path: pathlib.Path) -> None:
     z = np.maximum(w["0.weight"] @ [0.1, 0.2, 0.3, 0.4] + w["0.bias"], 0)
     expected = w["2.weight"] @ z + w["2.bias"]
     np.testing.assert_allclose([float(v) for v in out.split()], expected, rtol=1e-4)
-
-
-def workspace(path: pathlib.Path) -> int:
-    (found,) = re.findall(r"_WORKSPACE (\d+)", path.read_text())
-    return int(found)
 
 
 def test_memory_is_used_again(tmp_path: pathlib.Path) -> None:
