@@ -29,7 +29,8 @@ _RESERVED = frozenset(
         operator or or_eq private protected public reflexpr register reinterpret_cast requires
         restrict return short signed sizeof static static_assert static_cast struct switch
         synchronized template this thread_local throw true try typedef typeid typename typeof
-        union unsigned using virtual void volatile wchar_t while xor xor_eq i work NULL NAN INFINITY HUGE_VAL
+        union unsigned using virtual void volatile wchar_t while xor xor_eq
+        i work NULL NAN INFINITY HUGE_VAL
         """,
     )
 )
