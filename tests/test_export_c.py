@@ -443,6 +443,8 @@ def test_refusals(tmp_path: pathlib.Path) -> None:
             gs.export_c(net, path, name=name)
     with pytest.raises(TypeError, match="name must be a str, got int"):
         gs.export_c(net, path, name=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="simplify must be True or False, got 'no'"):
+        gs.export_c(net, path, simplify="no")  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError):
         gs.export_c(net, tmp_path / "missing" / "net.h")
     net[0].bias[1] = math.nan

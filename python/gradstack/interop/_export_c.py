@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradstack._arrays import as_flag
 from gradstack._compiled import trace_net
 from gradstack._files import atomic_file
 from gradstack.functional import require_net
@@ -62,6 +63,8 @@ def export_c(
     ValueError
         The net has a block written in Python, a parameter that is NaN, or has not been traced;
         or the name is not a C identifier.
+    TypeError
+        An argument has the wrong type.
     OSError
         The file cannot be written.
 
@@ -79,7 +82,7 @@ def export_c(
     """
     require_net(net)
     name = _name_for(path, name)
-    if simplify:
+    if as_flag(simplify, "simplify"):
         from gradstack._simplify import simplify as simplify_net
 
         net = simplify_net(net)
