@@ -57,7 +57,7 @@ def test_random_graphs_with_several_inputs_and_outputs(tmp_path: pathlib.Path) -
     runtime = pytest.importorskip("onnxruntime", reason="the oracle is not installed")
     from random_nets import random_net
 
-    nets = {f"net{seed}": random_net(seed, np.float64, tame=True) for seed in range(40)}
+    nets = {f"net{seed}": random_net(seed, np.float64, tame=True) for seed in range(24)}
     run = compile_nets(tmp_path, nets)
     rng = np.random.default_rng(0)
     several = 0
@@ -82,7 +82,7 @@ def assert_close(got: np.ndarray, expected: np.ndarray, rtol: float) -> None:
     assert error <= rtol, error
 
 
-SIZES = [1, 2, 3, 4, 7, 8, 33]
+SIZES = [1, 3, 4, 7, 33]
 
 
 @dtypes
