@@ -27,6 +27,7 @@ py::list ops() {
     row["name"] = info.name;
     row["module"] = info.module;
     row["params"] = named_values(info.params, info.n_params);
+    row["c"] = op_c(id);
     rows.append(row);
   }
   return rows;

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from gradstack._draw import draw
     from gradstack._gradcheck import gradcheck
     from gradstack._simplify import simplify
-    from gradstack.interop import export_onnx, from_torch
+    from gradstack.interop import export_c, export_onnx, from_torch
     from gradstack.io import load, save
 
 __version__: str = _core.__version__
@@ -70,6 +70,7 @@ _LAZY = {
     "load": "gradstack.io",
     "from_torch": "gradstack.interop",
     "gradcheck": "gradstack._gradcheck",
+    "export_c": "gradstack.interop",
     "export_onnx": "gradstack.interop",
     "draw": "gradstack._draw",
     "simplify": "gradstack._simplify",
@@ -110,6 +111,7 @@ __all__ = [
     "concat",
     "derivatives",
     "draw",
+    "export_c",
     "export_onnx",
     "fisher_diag",
     "fishervp",

@@ -12,6 +12,9 @@
 //   * formulas and derivatives at kinks are PyTorch's (which gives second derivatives at a kink the
 //     value 0, or the outer side's); derivatives of every order are finite for finite s;
 //   * NaN in s is NaN in h;
+//   * `c` is h for `gs.export_c`: the body of a C function of `real s` and of the parameters under
+//     their names. Numbers have a point, functions are those of <math.h> for double, from which
+//     float's follow. It is as careful as h: no NaN out of infinities, and NaN stays NaN;
 //   * `d1_from_z` may be offered where h' is a cheap function of the output z (then s is not kept).
 #pragma once
 
@@ -40,6 +43,7 @@ template <class Op>
 concept PointwiseOp = PointwiseOver<Op, float> && PointwiseOver<Op, double> &&
                       std::is_constructible_v<Op, const double*> &&
                       std::is_same_v<decltype(Op::info), const OpInfo> &&
+                      std::is_same_v<decltype(Op::c), const char* const> &&
                       (Op::info.n_params <= kMaxOpParams) &&
                       (!Op::has_d1_from_z ||
                        requires(const Op op, const double z) { op.d1_from_z(z); });
@@ -47,9 +51,11 @@ concept PointwiseOp = PointwiseOver<Op, float> && PointwiseOver<Op, double> &&
 }  // namespace ops
 
 template <class... Ops> struct OpList {
-  static_assert((ops::PointwiseOp<Ops> && ...), "an op lacks a derivative, info or constructor");
+  static_assert((ops::PointwiseOp<Ops> && ...),
+                "an op lacks a derivative, info, its C form or constructor");
   static constexpr int size = static_cast<int>(sizeof...(Ops));
   static constexpr OpInfo info[size] = {Ops::info...};
+  static constexpr const char* c[size] = {Ops::c...};
 };
 
 // An OpId is a position in this list.
@@ -63,6 +69,7 @@ inline constexpr int kNumOps = PointwiseOps::size;
 
 // 0 <= id < kNumOps.
 constexpr const OpInfo& op_info(int id) { return PointwiseOps::info[id]; }
+constexpr const char* op_c(int id) { return PointwiseOps::c[id]; }
 
 namespace ops {
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradstack._arrays import as_flag
 from gradstack._compiled import trace_net
 from gradstack._files import atomic_file
 from gradstack.functional import require_net
@@ -65,7 +66,7 @@ def export_onnx(net: Module, path: str | os.PathLike[str], *, simplify: bool = F
     except ImportError:
         raise ImportError("export_onnx needs the package onnx: pip install onnx") from None
     require_net(net)
-    if simplify:
+    if as_flag(simplify, "simplify"):
         from gradstack._simplify import simplify as simplify_net
 
         net = simplify_net(net)

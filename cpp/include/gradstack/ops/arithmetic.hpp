@@ -9,6 +9,7 @@ namespace ops {
 
 struct Identity {
   static constexpr OpInfo info{"identity", "Identity"};
+  static constexpr const char* c = "return s;";
   static constexpr bool has_d1_from_z = true;
   GS_HD explicit Identity(const double*) {}
   template <class V> GS_HD GS_INLINE V h(V s) const { return s; }
@@ -20,6 +21,7 @@ struct Identity {
 
 struct Sine {
   static constexpr OpInfo info{"sine", "Sine"};
+  static constexpr const char* c = "return sin(s);";
   static constexpr bool has_d1_from_z = false;
   GS_HD explicit Sine(const double*) {}
   template <class V> GS_HD GS_INLINE V h(V s) const { return sin(s); }
@@ -31,6 +33,7 @@ struct Sine {
 // a s + b: what `2 * x + 1` becomes while tracing.
 struct Affine {
   static constexpr OpInfo info{"affine", "", 2, {{"a", 1.0}, {"b", 0.0}}};
+  static constexpr const char* c = "return a * s + b;";
   static constexpr bool has_d1_from_z = true;
   GS_HD explicit Affine(const double* p) : a_(p[0]), b_(p[1]) {}
   template <class V> GS_HD GS_INLINE V h(V s) const { return V(a_) * s + V(b_); }
@@ -46,6 +49,7 @@ struct Affine {
 // c / s: what `1 / x` becomes while tracing.
 struct Reciprocal {
   static constexpr OpInfo info{"reciprocal", "", 1, {{"c", 1.0}}};
+  static constexpr const char* c = "return c / s;";
   static constexpr bool has_d1_from_z = false;
   GS_HD explicit Reciprocal(const double* p) : c_(p[0]) {}
   template <class V> GS_HD GS_INLINE V h(V s) const { return V(c_) / s; }

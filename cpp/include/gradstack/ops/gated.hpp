@@ -10,6 +10,8 @@ namespace ops {
 // s Phi(s), Phi the normal distribution function. phi'(s) = -s phi(s) gives the rest.
 struct GELU {
   static constexpr OpInfo info{"gelu", "GELU"};
+  static constexpr const char* c =
+      "return (s < -40.0 ? -40.0 : s) * (0.5 * erfc(-0.70710678118654752440 * s));";
   static constexpr bool has_d1_from_z = false;
   GS_HD explicit GELU(const double*) {}
   template <class V> GS_HD GS_INLINE V h(V s) const { return maximum(V(-kFlat), s) * cdf(s); }
@@ -41,6 +43,10 @@ struct GELU {
 struct GELUTanh {
   // nn.GELU(approximate="tanh")
   static constexpr OpInfo info{"gelu_tanh", "", 0, {}, Epilogue::GELUTanh};
+  static constexpr const char* c =
+      "const real v = 1.5957691216057307 * s * (1.0 + 0.044715 * s * s);\n"
+      "const real e = exp(-fabs(v));\n"
+      "return (s < -24.0 ? -24.0 : s) * ((s < 0.0 ? e : 1.0) / (1.0 + e));";
   static constexpr bool has_d1_from_z = false;
   GS_HD explicit GELUTanh(const double*) {}
   template <class V> GS_HD GS_INLINE V h(V s) const {
@@ -85,6 +91,9 @@ struct GELUTanh {
 // s p(s). The derivatives follow from p' = p q, q' = -p q.
 struct SiLU {
   static constexpr OpInfo info{"silu", "SiLU"};
+  static constexpr const char* c =
+      "const real e = exp(-fabs(s));\n"
+      "return (s < -800.0 ? -800.0 : s) * ((s < 0.0 ? e : 1.0) / (1.0 + e));";
   static constexpr bool has_d1_from_z = false;
   GS_HD explicit SiLU(const double*) {}
   template <class V> GS_HD GS_INLINE V h(V s) const { return maximum(V(-kFlat), s) * sigmoid(s); }
@@ -112,6 +121,11 @@ struct SiLU {
 // s T with T = tanh(log(1 + e^s)) = n (n + 2) / (n (n + 2) + 2), n = e^s. T' = (1 - T^2) p(s).
 struct Mish {
   static constexpr OpInfo info{"mish", "Mish"};
+  static constexpr const char* c =
+      "const real e = exp(-fabs(s));\n"
+      "const real n = s < 0.0 ? e * (e + 2.0) : 1.0 + 2.0 * e;\n"
+      "const real m = s < 0.0 ? 2.0 : 2.0 * e * e;\n"
+      "return (s < -800.0 ? -800.0 : s) * (n / (n + m));";
   static constexpr bool has_d1_from_z = false;
   GS_HD explicit Mish(const double*) {}
   template <class V> GS_HD GS_INLINE V h(V s) const {

@@ -9,6 +9,7 @@ namespace ops {
 
 struct ReLU {
   static constexpr OpInfo info{"relu", "ReLU", 0, {}, Epilogue::ReLU};
+  static constexpr const char* c = "return s < 0.0 ? 0.0 : s;";
   static constexpr bool has_d1_from_z = true;
   GS_HD explicit ReLU(const double*) {}
   template <class V> GS_HD GS_INLINE V h(V s) const { return maximum(V(0), s); }
@@ -20,6 +21,7 @@ struct ReLU {
 
 struct LeakyReLU {
   static constexpr OpInfo info{"leaky_relu", "LeakyReLU", 1, {{"negative_slope", 0.01}}};
+  static constexpr const char* c = "return s > 0.0 ? s : negative_slope * s;";
   static constexpr bool has_d1_from_z = false;  // a negative slope loses the sign of s
   GS_HD explicit LeakyReLU(const double* p) : slope_(p[0]) {}
   template <class V> GS_HD GS_INLINE V h(V s) const { return select(s > V(0), s, V(slope_) * s); }
@@ -54,18 +56,22 @@ class ExponentialUnit {
 
 struct ELU : ExponentialUnit {
   static constexpr OpInfo info{"elu", "ELU", 1, {{"alpha", 1.0}}};
+  static constexpr const char* c = "return s > 0.0 ? s : alpha * expm1(s);";
   GS_HD explicit ELU(const double* p) : ExponentialUnit(p[0], 1.0, 1.0) {}
 };
 
 // Constants: Klambauer et al., Self-Normalizing Neural Networks (2017), to double precision.
 struct SELU : ExponentialUnit {
   static constexpr OpInfo info{"selu", "SELU"};
+  static constexpr const char* c =
+      "return s > 0.0 ? 1.0507009873554804934 * s : 1.7580993408473768599 * expm1(s);";
   GS_HD explicit SELU(const double*)
       : ExponentialUnit(1.6732632423543772848, 1.0507009873554804934, 1.0) {}
 };
 
 struct CELU : ExponentialUnit {
   static constexpr OpInfo info{"celu", "CELU", 1, {{"alpha", 1.0}}};
+  static constexpr const char* c = "return s > 0.0 ? s : alpha * expm1(s / alpha);";
   GS_HD explicit CELU(const double* p) : ExponentialUnit(p[0], 1.0, 1.0 / p[0]) {}
 };
 

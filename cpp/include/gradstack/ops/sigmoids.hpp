@@ -10,6 +10,9 @@ namespace ops {
 // log(1 + exp(beta s)) / beta; s itself where beta s > threshold.
 struct Softplus {
   static constexpr OpInfo info{"softplus", "Softplus", 2, {{"beta", 1.0}, {"threshold", 20.0}}};
+  static constexpr const char* c =
+      "const real u = beta * s;\n"
+      "return u > threshold ? s : ((u > 0.0 ? u : 0.0) + log1p(exp(-fabs(u)))) / beta;";
   static constexpr bool has_d1_from_z = false;
   GS_HD explicit Softplus(const double* p) : beta_(p[0]), unit_(1.0 / p[0]), threshold_(p[1]) {}
   template <class V> GS_HD GS_INLINE V h(V s) const {
@@ -38,6 +41,9 @@ struct Softplus {
 // s / (1 + |s|)
 struct Softsign {
   static constexpr OpInfo info{"softsign", "Softsign"};
+  static constexpr const char* c =
+      "const real t = s < -1e30 ? -1e30 : (s > 1e30 ? 1e30 : s);\n"
+      "return t / (1.0 + fabs(t));";
   static constexpr bool has_d1_from_z = false;
   GS_HD explicit Softsign(const double*) {}
   template <class V> GS_HD GS_INLINE V h(V s) const {
@@ -64,6 +70,9 @@ struct Softsign {
 
 struct Sigmoid {
   static constexpr OpInfo info{"sigmoid", "Sigmoid"};
+  static constexpr const char* c =
+      "const real e = exp(-fabs(s));\n"
+      "return (s < 0.0 ? e : 1.0) / (1.0 + e);";
   static constexpr bool has_d1_from_z = true;
   GS_HD explicit Sigmoid(const double*) {}
   template <class V> GS_HD GS_INLINE V h(V s) const { return sigmoid(s); }
@@ -85,6 +94,7 @@ struct Sigmoid {
 
 struct LogSigmoid {
   static constexpr OpInfo info{"log_sigmoid", "LogSigmoid"};
+  static constexpr const char* c = "return (s < 0.0 ? s : 0.0) - log1p(exp(-fabs(s)));";
   static constexpr bool has_d1_from_z = false;
   GS_HD explicit LogSigmoid(const double*) {}
   template <class V> GS_HD GS_INLINE V h(V s) const { return -log1p_exp(-s); }
@@ -107,6 +117,7 @@ template <class V> GS_HD GS_INLINE V sech2(V s) {
 
 struct Tanh {
   static constexpr OpInfo info{"tanh", "Tanh"};
+  static constexpr const char* c = "return tanh(s);";
   static constexpr bool has_d1_from_z = true;
   GS_HD explicit Tanh(const double*) {}
   template <class V> GS_HD GS_INLINE V h(V s) const { return tanh(s); }
@@ -122,6 +133,7 @@ struct Tanh {
 // s - tanh(s)
 struct Tanhshrink {
   static constexpr OpInfo info{"tanhshrink", "Tanhshrink"};
+  static constexpr const char* c = "return s - tanh(s);";
   static constexpr bool has_d1_from_z = false;
   GS_HD explicit Tanhshrink(const double*) {}
   template <class V> GS_HD GS_INLINE V h(V s) const { return s - tanh(s); }
