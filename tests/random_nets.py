@@ -1,4 +1,4 @@
-"""Random graphs of blocks for tests of what reads a graph."""
+"""Random graphs of blocks, and single ones, for tests of what reads a graph."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ import numpy as np
 
 import gradstack as gs
 from gradstack import nn
+
+
+class OneOp(nn.Module):
+    """A row of the op table on its own."""
+
+    def __init__(self, op: str, params: list[float], dtype: Any) -> None:
+        super().__init__()
+        self.op, self.params = op, params
+        self.scale = nn.Linear(1, 1, bias=False, dtype=dtype)
+        self.scale.weight[...] = 1
+
+    def forward(self, x: Any) -> Any:
+        return x._tracer.pointwise(self.op, self.params, self.scale(x), self.op)
 
 
 class RandomNet(nn.Module):

@@ -7,11 +7,7 @@ from __future__ import annotations
 
 import copy
 import gc
-import os
 import pathlib
-import re
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -410,33 +406,3 @@ def test_what_only_the_cpu_runs(cuda: str, rng: np.random.Generator, name: str) 
             )  # fmt: skip
         with pytest.raises(ValueError, match=message):
             gs.Trainer(net, entropy, optimizer, device=cuda, precision=precision)
-
-
-FULL_DEVICE = """
-import numpy as np, gradstack as gs
-from gradstack import nn, optim
-net, cost = nn.Linear(6, 4), nn.MSELoss()
-x, y = np.ones((60_000, 6), np.float32), np.ones((60_000, 4), np.float32)
-before = net.w.copy()
-try:
-    gs.fit(net, x, y, cost=cost, optimizer=optim.LBFGS(), batch_size=None, device="cuda")
-except MemoryError as error:
-    print(error)
-assert np.array_equal(net.w, before)
-gs.fit(net, x, y, cost=cost, optimizer=optim.LBFGS(), epochs=1, batch_size=1000, device="cuda")
-assert not np.array_equal(net.w, before)
-"""
-
-
-def test_a_full_device_says_what_was_wanted_and_works_on(cuda: str) -> None:
-    if not _device._load().emulated:
-        pytest.skip("only the emulated device can be made small")
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DEVICE],
-        env={**os.environ, "GRADSTACK_EMULATED_MEMORY": "2000000"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    wanted = r"out of device memory: \d MiB wanted for .*, \d MiB of 2 MiB"
-    assert re.search(wanted, done.stdout)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from c_headers import compile_nets, dtypes, needs_compiler, traced
-from gradstack import _core, nn
+from gradstack import _core
+from random_nets import OneOp
 
 pytestmark = needs_compiler
 
@@ -42,19 +43,6 @@ LIMITS = {
     "affine": (-INF, INF),
     "reciprocal": (0, 0),
 }
-
-
-class OneOp(nn.Module):
-    """A row of the op table on its own."""
-
-    def __init__(self, op: str, params: list[float], dtype: Any) -> None:
-        super().__init__()
-        self.op, self.params = op, params
-        self.scale = nn.Linear(1, 1, bias=False, dtype=dtype)
-        self.scale.weight[...] = 1
-
-    def forward(self, x: Any) -> Any:
-        return x._tracer.pointwise(self.op, self.params, self.scale(x), self.op)
 
 
 @dtypes

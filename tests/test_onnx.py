@@ -10,6 +10,7 @@ import pytest
 
 import gradstack as gs
 from gradstack import _core, nn
+from random_nets import OneOp
 
 onnx = pytest.importorskip("onnx", reason="the oracle is not installed")
 ort = pytest.importorskip("onnxruntime", reason="the oracle is not installed")
@@ -70,19 +71,6 @@ def assert_close(got: Any, expected: Any) -> None:
     assert got.dtype == expected.dtype
     eps = np.finfo(expected.dtype).eps
     assert np.abs(got - expected).max() <= 32 * eps * max(1, np.abs(expected).max())
-
-
-class OneOp(nn.Module):
-    """A row of the op table on its own."""
-
-    def __init__(self, op: str, params: list[float], dtype: type) -> None:
-        super().__init__()
-        self.op, self.params = op, params
-        self.scale = nn.Linear(1, 1, bias=False, dtype=dtype)
-        self.scale.weight[...] = 1
-
-    def forward(self, x: Any) -> Any:
-        return x._tracer.pointwise(self.op, self.params, self.scale(x), self.op)
 
 
 @dtypes
