@@ -160,9 +160,9 @@ struct Mish {
       const V p = select(negative, e * r, r), q = select(negative, r, e * r);
       g = num * den;
       g1 = rest * den * (V(1) + g) * p;
-      const V c = q - V(2) * g * p;  // g2 = g1 c
-      g2 = g1 * c;
-      g3 = g1 * (c * c - p * q - V(2) * p * fma(g, q, g1));
+      const V ratio = q - V(2) * g * p;  // of g2 to g1
+      g2 = g1 * ratio;
+      g3 = g1 * (ratio * ratio - p * q - V(2) * p * fma(g, q, g1));
     }
   };
 };
