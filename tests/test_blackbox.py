@@ -19,6 +19,11 @@ PACKAGES = {"cma": "cma"}
 
 every_method = pytest.mark.parametrize("method", gs.blackbox.methods)
 own_methods = pytest.mark.parametrize("method", OWN)
+# Each evaluation of COBYLA takes a thousand times what the function does.
+long_searches = pytest.mark.parametrize(
+    "method",
+    [pytest.param(m, marks=pytest.mark.slow) if m == "cobyla" else m for m in gs.blackbox.methods],
+)
 # The other seeds are for .ci/full.
 seeds = pytest.mark.parametrize(
     "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
@@ -43,15 +48,14 @@ STAIRS = {
 stairs = pytest.mark.parametrize("name", STAIRS)
 
 
-@every_method
+@long_searches
 @seeds
 @stairs
 def test_stairs(method: str, seed: int, name: str) -> None:
     require(method)
     f, x0 = STAIRS[name]
-    # COBYLA takes no chances: one seed is all seeds, and each evaluation is slow.
     if method == "cobyla" and seed > 0:
-        return
+        return  # it takes no chances: one seed is all seeds
     result = gs.blackbox.minimize(f, x0, method=method, maxfev=5000, seed=seed)
     assert result.fun < 0.3 * f(x0)
     assert result.fun == f(result.x)
@@ -87,7 +91,7 @@ def test_the_budget_is_never_exceeded(method: str, maxfev: int) -> None:
     np.testing.assert_array_equal(result.x, calls[int(np.argmin(values))])
 
 
-@every_method
+@long_searches
 def test_smooth_functions(method: str) -> None:
     require(method)
     target = np.array([1.0, -2.0, 0.5])
