@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pathlib
+import signal
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # As many processes as cores: one thread for each, unless a test asks for more.
@@ -28,6 +29,9 @@ ORACLES = [
 ]
 
 ABOUT_PACKAGES = {"test_coexistence.py", "test_package.py"}
+
+# A shell's background jobs ignore Ctrl-C, and so would searches and fits that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("quick", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.register_profile("long", deadline=None, max_examples=2000)
