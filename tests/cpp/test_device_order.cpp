@@ -2,7 +2,6 @@
 // the elements: they are the host's. And how often a run waits for the device.
 #include <doctest/doctest.h>
 
-#include <algorithm>
 #include <memory>
 #include <vector>
 

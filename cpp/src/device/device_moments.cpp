@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "at.hpp"
 #include "gradstack/device_calculus.hpp"
 #include "parts.hpp"
 #include "recent.hpp"
@@ -22,7 +23,7 @@ DeviceMoments::DeviceMoments(std::shared_ptr<const Graph> graph, std::shared_ptr
       throw std::invalid_argument("blocks: '" + graph_->stage(block).name + "' is no linear block");
     most = std::max({most, inputs(block), outputs(block)});
   }
-  made_.resize(static_cast<std::size_t>(most * most));
+  made_.resize(at(most * most));
 }
 
 Index DeviceMoments::inputs(int block) const {
@@ -59,12 +60,12 @@ void DeviceMoments::add(Index rows, Index d, const float* v, bool sums, double* 
   product_.to_host(made_.data(), d * d);
   const Index ld = d + (sums ? 1 : 0);
   for (Index i = 0; i < d; ++i)
-    for (Index j = 0; j < d; ++j) to[i * ld + j] += made_[static_cast<std::size_t>(i * d + j)];
+    for (Index j = 0; j < d; ++j) to[i * ld + j] += made_[at(i * d + j)];
   if (!sums) return;
   queue_->column_sums(rows, d, v, product_.data(), false);
   product_.to_host(made_.data(), d);
   for (Index i = 0; i < d; ++i) {
-    to[i * ld + d] += made_[static_cast<std::size_t>(i)];
+    to[i * ld + d] += made_[at(i)];
     to[d * ld + i] = to[i * ld + d];
   }
   to[d * ld + d] += static_cast<double>(rows);
