@@ -18,11 +18,10 @@ struct Cut {
 
   // Groups are as large as the caches allow (a group of blocks shares what it reads of W, a group
   // of rows what it reads of Z), then smaller until the workers' shares are about equal.
-  Cut(Index n_rows, Index most_rows, Index n_blocks, int workers) {
-    constexpr Index kBlocks = 4;
-    blocks = n_blocks < kBlocks ? n_blocks : kBlocks;
+  Cut(Index n_rows, Index most_rows, Index n_blocks, Index most_blocks, int workers) {
+    blocks = n_blocks < most_blocks ? n_blocks : most_blocks;
     // One item, without the divisions: they would be felt with a single sample.
-    if (workers == 1 && n_rows <= most_rows && n_blocks <= kBlocks) {
+    if (workers == 1 && n_rows <= most_rows && n_blocks <= most_blocks) {
       rows = n_rows;
       row_groups = block_groups = 1;
       return;
@@ -30,9 +29,9 @@ struct Cut {
     row_groups = (n_rows + most_rows - 1) / most_rows;
     if (workers > 1) {
       const Index most_groups = tiles(n_rows);
-      if (n_blocks >= workers && n_blocks < workers * kBlocks)
+      if (n_blocks >= workers && n_blocks < workers * most_blocks)
         blocks = (n_blocks + workers - 1) / workers;
-      else if (most_groups * n_blocks < workers * kBlocks)
+      else if (most_groups * n_blocks < workers * most_blocks)
         blocks = 1;
       block_groups = (n_blocks + blocks - 1) / blocks;
       const auto idle = [&](Index groups) {  // sixteenths of the team's time

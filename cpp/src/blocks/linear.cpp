@@ -262,15 +262,16 @@ template <class T> class Linear final : public Block<T> {
   // Rows of a product so many that what they read of W, or write of dW, stays in the L2 cache.
   static constexpr Index kMostRows = 192;
   Cut forward_cut(const Worker& worker) const {
-    return {out_, kMostRows, g.blocks(), worker.count};
+    return {out_, kMostRows, g.blocks(), 4, worker.count};
   }
+  // Columns of W are dear to fetch: more blocks share them.
   Cut backward_cut(const Worker& worker) const {
-    return {in_, kMostRows, g.blocks(), worker.count};
+    return {in_, kMostRows, g.blocks(), 8, worker.count};
   }
   Cut weights_cut(const Worker& worker) const {
-    const Index cache = g.lanes() == 1 ? 16 << 10 : 96 << 10;
+    const Index cache = g.lanes() == 1 ? 16 << 10 : 160 << 10;
     const Index fit = cache / (in_ * static_cast<Index>(sizeof(T)));
-    return {out_, std::clamp(fit, kTileRows, kMostRows), 1, worker.count};
+    return {out_, std::clamp(fit, kTileRows, kMostRows), 1, 1, worker.count};
   }
 
   // s = W z + bias (or s += W z) for the rows and blocks of an item.
