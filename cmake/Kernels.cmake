@@ -24,8 +24,10 @@ foreach(unit v2 v3 v4 neon)
     add_library(gradstack_${unit} OBJECT cpp/src/cpu/unit.cpp)
     target_compile_options(gradstack_${unit} PRIVATE ${kernel_flags_${unit}})
     if(NOT CMAKE_BUILD_TYPE STREQUAL "Debug" AND NOT GRADSTACK_SANITIZE)
-      # Processors of v2 alone are rare and old: not worth the compile time.
-      target_compile_options(gradstack_${unit} PRIVATE $<IF:$<STREQUAL:${unit},v2>,-O2,-O3>)
+      # Processors of v2 alone are rare and old: not worth the compile time. Nor is the search for
+      # loops to vectorise: the kernels are written in vectors.
+      target_compile_options(gradstack_${unit} PRIVATE
+        $<IF:$<STREQUAL:${unit},v2>,-O2,-O3> -fno-tree-vectorize)
     endif()
   else()
     add_library(gradstack_${unit} OBJECT cpp/src/cpu/stub.cpp)

@@ -367,7 +367,7 @@ def test_class_weights_divide_by_their_sum() -> None:
 
 # PyTorch says the same above, for more networks; JAX takes many seconds to compile each of these.
 @pytest.mark.parametrize(
-    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 6))]
+    "seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (0, 2, 3, 4, 5))]
 )
 def test_against_jax(seed: int) -> None:
     jax = pytest.importorskip("jax", reason="the oracle is not installed")

@@ -73,11 +73,13 @@ void TeamError::rethrow() {
 Poll::Poll(std::function<bool()> interrupted, TeamError& error)
     : interrupted_(std::move(interrupted)),
       error_(error),
-      next_(Clock::now() + std::chrono::milliseconds(50)) {}
+      last_(Clock::now()),
+      next_(last_ + std::chrono::milliseconds(50)) {}
 
 void Poll::check() {
-  countdown_ = kTicks;
   const Clock::time_point now = Clock::now();
+  countdown_ = now - last_ > std::chrono::milliseconds(1) ? 1 : kTicks;
+  last_ = now;
   if (now < next_ || error_.stopped()) return;
   try {
     if (interrupted_ && interrupted_()) error_.stop();

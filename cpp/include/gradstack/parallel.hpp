@@ -53,8 +53,8 @@ class Poll {
   std::function<bool()> interrupted_;
   TeamError& error_;
   int countdown_ = kTicks;
-  Clock::time_point next_;
-  static constexpr int kTicks = 16;  // items of work between two looks at the clock
+  Clock::time_point last_, next_;
+  static constexpr int kTicks = 16;  // short items of work between two looks at the clock
 };
 
 struct Worker {
