@@ -8,7 +8,7 @@
 namespace gradstack {
 namespace {
 
-constexpr Index kSlots = 16;                 // gradient slots of the chunk schedule
+constexpr Index kSlots = 16;                 // most gradient slots of the chunk schedule
 constexpr Index kChunkParameters = 1 << 16;  // above, slots would not stay in cache
 constexpr Index kChunkSamples = 64;
 constexpr Index kSlotShare = 128;  // parameters per sample: above, adding up slots would be felt
@@ -22,7 +22,31 @@ bool has_opaque(const Graph& graph) {
                      [](const Stage& s) { return s.kind == Kind::Opaque; });
 }
 
-Index round_up(Index n, Index to) { return (n + to - 1) / to * to; }
+// A slot costs as much as about two samples, and more where other cores read it: there are no more
+// of them than threads that the work is worth.
+Index slots_for(double flops) {
+  Index slots = 1;
+  while (slots < kSlots && useful_threads(flops) >= 2.0 * static_cast<double>(slots)) slots *= 2;
+  return slots;
+}
+
+// Where the samples of slot i begin.
+Index slot_begin(Index i, Index slots, Index chunk, Index batch) {
+  const Index chunks = (batch + chunk - 1) / chunk;
+  return std::min(i * chunks / slots * chunk, batch);
+}
+
+// The larger chunk makes better use of what it reads of the weights, if the slots come out even.
+Index chunk_for(Index batch, Index slots) {
+  const auto largest = [&](Index chunk) {
+    Index most = 0;
+    for (Index i = 0; i < slots; ++i)
+      most = std::max(most,
+                      slot_begin(i + 1, slots, chunk, batch) - slot_begin(i, slots, chunk, batch));
+    return most;
+  };
+  return 10 * largest(kChunkSamples) > 11 * largest(kLanes) ? kLanes : kChunkSamples;
+}
 
 }  // namespace
 
@@ -42,22 +66,27 @@ BatchGradient<T>::BatchGradient(std::shared_ptr<const Graph> graph, const Kernel
     chunked_ =
         batch >= 2 * kLanes && graph_->n_params() <= std::min(kChunkParameters, kSlotShare * batch);
     const double bytes = 3.0 * static_cast<double>(features) * sizeof(T);
-    if (chunked_)
-      chunk_ = std::clamp(round_up((batch + kSlots - 1) / kSlots, kLanes), kLanes, kChunkSamples);
-    else if (bytes * static_cast<double>(batch) > kPlanBytes)
+    if (chunked_) {
+      const Index slots = slots_for(flops(batch));
+      chunk_ = chunk_for(batch, slots);
+      slots_.assign(at(std::min(slots, (batch + chunk_ - 1) / chunk_)),
+                    std::vector<T>(at(graph_->n_params())));
+    } else if (bytes * static_cast<double>(batch) > kPlanBytes) {
       chunk_ = std::min(
           batch, std::max(Index{512}, static_cast<Index>(kPlanBytes / bytes) / kLanes * kLanes));
+    }
   }
   PlanOptions options;
   options.batch = chunk_;
   options.frozen = std::move(frozen);
-  for (int i = 0; i < (chunked_ ? workers_ : 1); ++i)
+  for (int i = 0; i < (chunked_ ? team() : 1); ++i)
     objectives_.push_back(std::make_unique<Objective<T>>(graph_, kernels_, options, cost_, target));
-  if (!chunked_) return;
-  slots_.assign(at(std::min(kSlots, (batch + chunk_ - 1) / chunk_)),
-                std::vector<T>(at(graph_->n_params())));
   slot_loss_.resize(slots_.size());
   slot_bad_row_.resize(slots_.size());
+}
+
+template <class T> int BatchGradient<T>::team() const {
+  return chunked_ ? std::min(workers_, static_cast<int>(slots_.size())) : workers_;
 }
 
 template <class T> double BatchGradient<T>::flops(Index batch) const {
@@ -153,14 +182,14 @@ typename BatchGradient<T>::Result BatchGradient<T>::run_chunks(const Run<T>& run
     const Index begin = slot * chunks / slots, end = (slot + 1) * chunks / slots;
     Run<T> part = run;
     part.updater = nullptr;
-    part.dw = slots_[at(slot)].data();
+    part.dw = slots == 1 ? run.dw : slots_[at(slot)].data();
     slot_loss_[at(slot)] = 0;
     slot_bad_row_[at(slot)] = -1;
     for (Index chunk = begin; chunk < end; ++chunk) {
       const Index first = chunk * chunk_;
       objective.select(batch, first, std::min(chunk_, batch.count - first), scale);
       part.first_sample = run.first_sample + first;
-      part.accumulate = chunk > begin;
+      part.accumulate = chunk > begin || (slots == 1 && run.accumulate);
       objective.load(batch, alone, check_finite);
       objective.evaluate(part, alone);
       slot_loss_[at(slot)] += objective.weighted_loss() * scale;
@@ -200,6 +229,7 @@ typename BatchGradient<T>::Result BatchGradient<T>::run_chunks(const Run<T>& run
 template <class T>
 void BatchGradient<T>::reduce_slots(T* dw, Index begin, Index n, Index slots,
                                     bool accumulate) const {
+  if (slots == 1) return;  // it is there
   Index slot = 0;
   if (!accumulate) std::memcpy(dw + begin, slots_[at(slot++)].data() + begin, at(n) * sizeof(T));
   for (; slot < slots; ++slot)

@@ -141,8 +141,9 @@ int max_threads() {
 int threads_for(double flops, int requested) {
   // The results are the same; a system that can start no more threads would end the process.
   if (requested > 0) return std::min(requested, std::max(kMostThreads, omp_get_num_procs()));
-  if (flops < 2 * kThreadFlops) return 1;
-  return static_cast<int>(std::min(static_cast<double>(max_threads()), flops / kThreadFlops));
+  return std::max(1, static_cast<int>(std::min<double>(max_threads(), useful_threads(flops))));
 }
+
+double useful_threads(double flops) { return flops / kThreadFlops; }
 
 }  // namespace gradstack

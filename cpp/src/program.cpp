@@ -248,7 +248,7 @@ double Program<T>::value_and_grad(const T* w, const Batch& batch, TargetSpec tar
   run.dw = dw;
   std::fill(dw, dw + graph_->n_params(), T(0));
   double loss = 0;
-  run_team(workers, [&](const Worker& worker) {
+  run_team(gradient->team(), [&](const Worker& worker) {
     const auto result = gradient->run(run, batch, worker, false, true);
     if (worker.leader()) loss = result.loss;
   });

@@ -61,7 +61,7 @@ double Trainer<T>::step(T* w, const Batch& batch, TargetSpec target, double lr, 
   run.step = optimizer_->steps - 1;
   run.updater = &updater_;
   run.error = &error;
-  run_team(workers, [&](const Worker& worker) {
+  run_team(gradient.team(), [&](const Worker& worker) {
     const auto mine = gradient.run(run, batch, worker, false, false);
     if (worker.leader()) result = mine;
   });
@@ -156,7 +156,7 @@ std::vector<double> Trainer<T>::run(const double* lrs, Index n,
   run.updater = &updater_;
   run.error = &error;
   const bool begins_next = options_.batch_size == 1 && gradient.begins_next(run);
-  run_team(workers, [&](Worker worker) {
+  run_team(gradient.team(), [&](Worker worker) {
     worker.stop = &error;
     if (worker.leader()) worker.poll = &poll;
     for (Index i = 0; i < n; ++i) {

@@ -100,6 +100,8 @@ template <class T> class BatchGradient {
   Result run(const Run<T>& run, const Batch& batch, const Worker& worker, bool check_finite,
              bool allow_non_finite);
   int workers() const { return workers_; }
+  // So many of the workers have something to do.
+  int team() const;
   // Whether run honours Run::next_input.
   bool begins_next(const Run<T>& run) const;
   // Useful floating-point operations of one step on `batch` samples.

@@ -122,6 +122,9 @@ template <class F> void run_team(int threads, F&& body) {
 // Threads this process may use: OMP_NUM_THREADS, CPU affinity, cgroup quota; 1 after a fork.
 int max_threads();
 
+// How many threads `flops` of work are worth, on a machine that has them.
+double useful_threads(double flops);
+
 // The number of workers for `flops` of work when the user asked for `requested` (0: automatic).
 int threads_for(double flops, int requested);
 

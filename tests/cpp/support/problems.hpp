@@ -45,7 +45,7 @@ inline Schedule wide_tiles(double dropout = 0, bool shared = false) {
 inline Schedule chunks(double dropout = 0, bool shared = false) {
   Net net;
   const std::string x = net.input({13});
-  return {"chunks", net.finish({busy_net(net, x, 17, 3, dropout, shared)}), 1300};
+  return {"chunks", net.finish({busy_net(net, x, 25, 3, dropout, shared)}), 1300};
 }
 
 // Views count as activations when a plan's memory is estimated, but take none: many of them make a
