@@ -179,17 +179,17 @@ typename BatchGradient<T>::Result BatchGradient<T>::run_chunks(const Run<T>& run
   Objective<T>& objective = *objectives_[at(worker.id)];
   const Worker alone = worker.alone();
   worker.for_each(slots, [&](Index slot) {
-    const Index begin = slot * chunks / slots, end = (slot + 1) * chunks / slots;
+    const Index begin = slot_begin(slot, slots, chunk_, batch.count);
+    const Index end = slot_begin(slot + 1, slots, chunk_, batch.count);
     Run<T> part = run;
     part.updater = nullptr;
     part.dw = slots == 1 ? run.dw : slots_[at(slot)].data();
     slot_loss_[at(slot)] = 0;
     slot_bad_row_[at(slot)] = -1;
-    for (Index chunk = begin; chunk < end; ++chunk) {
-      const Index first = chunk * chunk_;
-      objective.select(batch, first, std::min(chunk_, batch.count - first), scale);
+    for (Index first = begin; first < end; first += chunk_) {
+      objective.select(batch, first, std::min(chunk_, end - first), scale);
       part.first_sample = run.first_sample + first;
-      part.accumulate = chunk > begin || (slots == 1 && run.accumulate);
+      part.accumulate = first > begin || (slots == 1 && run.accumulate);
       objective.load(batch, alone, check_finite);
       objective.evaluate(part, alone);
       slot_loss_[at(slot)] += objective.weighted_loss() * scale;
