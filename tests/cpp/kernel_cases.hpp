@@ -6,6 +6,7 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <string>
@@ -112,10 +113,11 @@ double worst_error(const Guarded<T>& got, const Guarded<double>& want, const Gua
 
 inline Kernels<double> oracle() { return gradstack::reference_kernels(double()); }
 
-// f(kernels) for every usable set of kernels, and for the emulated unit with 64-byte vectors (not
-// in sanitizer builds).
+// f(kernels) for every usable set of kernels, or for the one that GRADSTACK_ISA names, and for the
+// emulated unit with 64-byte vectors (not in sanitizer builds).
 template <class T, class F> void for_each_kernels(F&& f) {
   std::vector<const Kernels<T>*> all = gradstack::available_kernels<T>();
+  if (std::getenv("GRADSTACK_ISA") != nullptr) all = {&gradstack::active_kernels<T>()};
 #if GRADSTACK_TEST_WIDE
   if constexpr (sizeof(T) == 4) all.push_back(gradstack::wide_kernels_f32());
 #endif
