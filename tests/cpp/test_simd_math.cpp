@@ -84,6 +84,12 @@ template <class T, class F, class G> void check_function(double bound, double ra
   CHECK(worst <= bound);
 }
 
+// Bochs' x87 logarithm, that of long double, is off by six units of a double: no oracle for one.
+template <class T> bool has_oracle_of_log() {
+  const volatile long double x = 0.706809;
+  return sizeof(T) == 4 || std::abs(std::log(x) + 0.346994805171145808103L) < 1e-18L;
+}
+
 }  // namespace
 
 TEST_CASE_TEMPLATE("elementary functions stay within their ulps of the truth", T, float, double) {
@@ -97,10 +103,12 @@ TEST_CASE_TEMPLATE("elementary functions stay within their ulps of the truth", T
         2.0, 40, [](auto x) { return expm1(x); }, [](auto x) { return std::expm1(x); });
   }
   SUBCASE("log") {
+    if (!has_oracle_of_log<T>()) return;
     check_function<T>(
         1.0, 3, [](auto x) { return log(x); }, [](auto x) { return std::log(x); });
   }
   SUBCASE("log1p") {
+    if (!has_oracle_of_log<T>()) return;
     check_function<T>(
         1.0, 2, [](auto x) { return log1p(x); }, [](auto x) { return std::log1p(x); });
   }
