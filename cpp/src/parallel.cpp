@@ -141,7 +141,9 @@ int max_threads() {
 int threads_for(double flops, int requested) {
   // The results are the same; a system that can start no more threads would end the process.
   if (requested > 0) return std::min(requested, std::max(kMostThreads, omp_get_num_procs()));
-  return std::max(1, static_cast<int>(std::min<double>(max_threads(), useful_threads(flops))));
+  const double useful = useful_threads(flops);
+  if (useful < 2) return 1;  // max_threads asks the system, which a short step would feel
+  return static_cast<int>(std::min<double>(max_threads(), useful));
 }
 
 double useful_threads(double flops) { return flops / kThreadFlops; }
