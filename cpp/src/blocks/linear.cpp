@@ -261,12 +261,14 @@ template <class T> class Linear final : public Block<T> {
 
   // Rows of a product so many that what they read of W, or write of dW, stays in the L2 cache.
   static constexpr Index kMostRows = 192;
+  // Blocks that share what a group of rows reads of W. On the way back that is columns, which are
+  // dear to fetch: twice as many share them.
+  static constexpr Index kMostBlocks = 4;
   Cut forward_cut(const Worker& worker) const {
-    return {out_, kMostRows, g.blocks(), 4, worker.count};
+    return {out_, kMostRows, g.blocks(), kMostBlocks, worker.count};
   }
-  // Columns of W are dear to fetch: more blocks share them.
   Cut backward_cut(const Worker& worker) const {
-    return {in_, kMostRows, g.blocks(), 8, worker.count};
+    return {in_, kMostRows, g.blocks(), 2 * kMostBlocks, worker.count};
   }
   Cut weights_cut(const Worker& worker) const {
     const Index cache = g.lanes() == 1 ? 16 << 10 : 160 << 10;
