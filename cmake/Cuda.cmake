@@ -3,7 +3,7 @@
 # GRADSTACK_CUBLAS_ROOT) or from the toolkit.
 # With GRADSTACK_CUDA_EMULATED the device is emulated on the host and nothing of CUDA is needed.
 if(GRADSTACK_CUDA_EMULATED)
-  set(cuda_sources cpp/cuda/emulated.cpp)
+  set(cuda_sources cpp/cuda/emulated.cpp cpp/cuda/emulated_mlp.cpp)
 else()
   include(cmake/CudaKernels.cmake)
   find_package(CUDAToolkit 12.8 REQUIRED)

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "emulated.hpp"
+#include "fused_mlp.hpp"
 #include "gradstack/mlp.hpp"
 #include "gradstack/ops.hpp"
 #include "support/numbers.hpp"
