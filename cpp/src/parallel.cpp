@@ -45,20 +45,83 @@ constexpr int kMostThreads = 64;      // of those asked for, where there are few
 
 }  // namespace
 
-void Barrier::wait(int count) {
-  const unsigned generation = generation_.load(std::memory_order_acquire);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == count - 1) {
-    arrived_.store(0, std::memory_order_relaxed);
-    generation_.store(generation + 1, std::memory_order_release);
-    return;
+// The processors that the members of a team run on. A system may wake them all on one and leave
+// them there for milliseconds, which is longer than many a call takes.
+class Places {
+ public:
+  Places() {
+    for (auto& at : at_) at.store(kUnknown, std::memory_order_relaxed);
   }
-  for (int spin = 0; generation_.load(std::memory_order_acquire) == generation; ++spin) {
-    if (spin < kSpins)
-      relax();
-    else
+
+  // Moves the calling member to a processor that no other has, if there is one.
+  void part(int id) {
+    const int here = sched_getcpu();
+    if (here < 0 || id >= kMostThreads || settle(id, here)) return;
+    cpu_set_t allowed, next;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+    for (int i = 1; i < CPU_SETSIZE; ++i) {
+      const int there = (here + i) % CPU_SETSIZE;
+      if (!CPU_ISSET(there, &allowed) || !settle(id, there)) continue;
+      CPU_ZERO(&next);
+      CPU_SET(there, &next);
+      // The first call moves the thread at once, the second lets the system move it again.
+      if (sched_setaffinity(0, sizeof next, &next) == 0)
+        sched_setaffinity(0, sizeof allowed, &allowed);
+      return;
+    }
+    at_[id].store(here, std::memory_order_relaxed);
+  }
+
+ private:
+  static constexpr int kUnknown = -1;
+  // Whether the member is alone there.
+  bool settle(int id, int processor) {
+    at_[id].store(processor, std::memory_order_relaxed);
+    for (int other = 0; other < kMostThreads; ++other) {
+      if (other != id && at_[other].load(std::memory_order_relaxed) == processor) return false;
+    }
+    return true;
+  }
+
+  std::atomic<int> at_[kMostThreads];
+};
+
+// Meets at a spin barrier: bounded spinning, then yielding, so that more threads than processors
+// still progress.
+class Team {
+ public:
+  // Comes first in every member.
+  void join(int id) {
+    joined_.fetch_add(1, std::memory_order_relaxed);
+    places_.part(id);
+  }
+
+  void meet(int id, int count) {
+    const unsigned generation = generation_.load(std::memory_order_acquire);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) == count - 1) {
+      arrived_.store(0, std::memory_order_relaxed);
+      generation_.store(generation + 1, std::memory_order_release);
+      return;
+    }
+    for (int spin = 0; generation_.load(std::memory_order_acquire) == generation; ++spin) {
+      // Who has not begun yet may be waiting for this very processor.
+      if (spin < kSpins && joined_.load(std::memory_order_relaxed) == count) {
+        relax();
+        continue;
+      }
+      if (spin == kSpins) places_.part(id);
       sched_yield();
+    }
   }
-}
+
+ private:
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<unsigned> generation_{0};
+  std::atomic<int> joined_{0};
+  alignas(64) Places places_;
+};
+
+void Worker::meet() const { team->meet(id, count); }
 
 void TeamError::capture() noexcept {
   const std::lock_guard<std::mutex> lock(mutex_);
@@ -123,11 +186,13 @@ void run_team(int threads, void (*body)(void*, const Worker&), void* context) {
     body(context, Worker{});
     return;
   }
-  Barrier barrier;
+  Team team;
 #pragma omp parallel num_threads(threads)
   {
     const FlushDenormals flush;
-    body(context, Worker{omp_get_thread_num(), omp_get_num_threads(), &barrier, nullptr, nullptr});
+    const int id = omp_get_thread_num();
+    team.join(id);
+    body(context, Worker{id, omp_get_num_threads(), &team, nullptr, nullptr});
   }
 }
 

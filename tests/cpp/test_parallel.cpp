@@ -1,6 +1,7 @@
 // The team: barriers, errors, floating-point mode, and life after fork().
 #include <doctest/doctest.h>
 #include <omp.h>
+#include <sched.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -19,6 +20,12 @@ using gradstack::TeamError;
 using gradstack::Worker;
 
 namespace {
+
+cpu_set_t processors() {
+  cpu_set_t set;
+  REQUIRE(sched_getaffinity(0, sizeof set, &set) == 0);
+  return set;
+}
 
 // True while denormals are flushed to zero on this thread.
 bool flushes() {
@@ -98,6 +105,36 @@ TEST_CASE("a team inside a team, and teams of several threads at once") {
     });
   for (std::thread& thread : threads) thread.join();
   CHECK(sum == 3 * 20 * (0 + 1 + 2));
+}
+
+TEST_CASE("members that share a processor part, and may run anywhere afterwards") {
+  constexpr int kWorkers = 2;
+  const cpu_set_t before = processors();
+  if (CPU_COUNT(&before) < kWorkers) return;
+  int first = 0;
+  while (!CPU_ISSET(first, &before)) ++first;
+  int parted = 0, free = 0;
+  constexpr int kTimes = 20;
+  for (int i = 0; i < kTimes; ++i) {
+    gradstack::run_team(kWorkers, [&](const Worker& worker) {
+      worker.sync();
+      cpu_set_t one;
+      CPU_ZERO(&one);
+      CPU_SET(first, &one);
+      sched_setaffinity(0, sizeof one, &one);
+      sched_setaffinity(0, sizeof before, &before);
+    });
+    int at[kWorkers];
+    cpu_set_t allowed[kWorkers];
+    gradstack::run_team(kWorkers, [&](const Worker& worker) {
+      at[worker.id] = sched_getcpu();
+      allowed[worker.id] = processors();
+    });
+    parted += at[0] != at[1];
+    free += CPU_EQUAL(&allowed[0], &before) && CPU_EQUAL(&allowed[1], &before);
+  }
+  CHECK(free == kTimes);
+  CHECK(parted > kTimes / 2);  // the system may bring them together again
 }
 
 TEST_CASE("of several errors the first is kept, and items are skipped from then on") {

@@ -12,15 +12,7 @@
 
 namespace gradstack {
 
-// Spin barrier: bounded spinning, then yielding, so that more threads than cores still progress.
-class Barrier {
- public:
-  void wait(int count);
-
- private:
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<unsigned> generation_{0};
-};
+class Team;  // what the members of one run_team share
 
 // Ends a team's work early: an exception in one of its members, or a request from outside. Members
 // then skip items of work (never barriers) until the next point where all agree to stop.
@@ -60,16 +52,17 @@ class Poll {
 struct Worker {
   int id = 0;
   int count = 1;
-  Barrier* barrier = nullptr;
+  Team* team = nullptr;
   const TeamError* stop = nullptr;  // skip items once it is stopped; null: never
   Poll* poll = nullptr;             // leader only
 
+  // Waits until all members have come here.
   void sync() const {
-    if (count > 1) barrier->wait(count);
+    if (count > 1) meet();
   }
   bool leader() const { return id == 0; }
   Worker alone() const { return {0, 1, nullptr, stop, poll}; }
-  Worker unstoppable() const { return {id, count, barrier, nullptr, nullptr}; }
+  Worker unstoppable() const { return {id, count, team, nullptr, nullptr}; }
 
   // f(i) for this worker's contiguous share of 0..n-1.
   template <class F> void for_each(Index n, F&& f) const {
@@ -82,6 +75,9 @@ struct Worker {
       f(i);
     }
   }
+
+ private:
+  void meet() const;
 };
 
 // Denormals to zero while the library computes (Adam's state underflows; denormal arithmetic is ten

@@ -36,7 +36,7 @@ template <class T> class Population {
     TeamError error;
     Poll poll(interrupted, error);
     run_team(prepare(members, threads), [&](const Worker& w) {
-      body(Worker{w.id, w.count, w.barrier, &error, w.leader() ? &poll : nullptr}, error);
+      body(Worker{w.id, w.count, w.team, &error, w.leader() ? &poll : nullptr}, error);
     });
     error.rethrow();
     if (error.stopped()) throw Interrupted();
