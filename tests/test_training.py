@@ -73,10 +73,13 @@ def test_full_batch_is_one_step_an_epoch() -> None:
     ],
     ids=["float64", "fortran", "row-stride", "column-stride", "reversed"],
 )
-def test_any_view_of_the_data_trains_alike(view: Any) -> None:
+@pytest.mark.parametrize("shuffle", [False, True], ids=["in order", "shuffled"])
+@pytest.mark.parametrize("batch_size", [1, 3, 40])
+def test_any_view_of_the_data_trains_alike(view: Any, batch_size: int, shuffle: bool) -> None:
     plain, strided = make(), make()
-    fit(plain)
-    fit(strided, X=view(X), y=view(Y))
+    options = {"batch_size": batch_size, "shuffle": shuffle}
+    fit(plain, **options)
+    fit(strided, X=view(X), y=view(Y), **options)
     np.testing.assert_array_equal(plain.w, strided.w)
 
 

@@ -138,18 +138,31 @@ template <class T> void add_single_sample(const Kernels<T>& kernels) {
     const Index m = out, k = in;
     const std::string size = std::to_string(m) + "x" + std::to_string(k);
     const auto bytes = static_cast<std::int64_t>(m * k) * static_cast<std::int64_t>(sizeof(T));
-    add_benchmark("gemv/" + size, kernels, [=, &kernels](benchmark::State& state) {
-      const auto a = random_values<T>(m * k), x = random_values<T>(k), bias = random_values<T>(m);
-      std::vector<T> y(static_cast<std::size_t>(m)), want = y;
-      gradstack::reference_kernels(T()).gemv(m, k, a.data(), k, x.data(), bias.data(), want.data());
-      kernels.gemv(m, k, a.data(), k, x.data(), bias.data(), y.data());
-      if (!close(y, want, 2.0 * static_cast<double>(k))) state.SkipWithError("wrong result");
-      for (auto _ : state) {
-        kernels.gemv(m, k, a.data(), k, x.data(), bias.data(), y.data());
-        benchmark::ClobberMemory();
-      }
-      state.SetBytesProcessed(bytes * static_cast<std::int64_t>(state.iterations()));
-    });
+    for (const Index samples : {1, 2, 4}) {
+      const std::string batch = samples == 1 ? "" : "/" + std::to_string(samples) + " samples";
+      add_benchmark("gemv/" + size + batch, kernels, [=, &kernels](benchmark::State& state) {
+        const auto a = random_values<T>(m * k), x = random_values<T>(samples * k),
+                   bias = random_values<T>(m);
+        std::vector<T> y(static_cast<std::size_t>(samples * m));
+        // So many long sums: in float the reference would be further off than the kernel.
+        const std::vector<double> a2(a.begin(), a.end()), x2(x.begin(), x.end()),
+            bias2(bias.begin(), bias.end());
+        std::vector<double> exact(y.size());
+        gradstack::reference_kernels(double()).gemv(samples, m, k, a2.data(), k, x2.data(), k,
+                                                    bias2.data(), exact.data(), m);
+        const std::vector<T> want(exact.begin(), exact.end());
+        const auto run = [&] {
+          kernels.gemv(samples, m, k, a.data(), k, x.data(), k, bias.data(), y.data(), m);
+        };
+        run();
+        if (!close(y, want, 2.0 * static_cast<double>(k))) state.SkipWithError("wrong result");
+        for (auto _ : state) {
+          run();
+          benchmark::ClobberMemory();
+        }
+        state.SetBytesProcessed(bytes * static_cast<std::int64_t>(state.iterations()));
+      });
+    }
     add_benchmark("gemv_t/" + size, kernels, [=, &kernels](benchmark::State& state) {
       const auto a = random_values<T>(m * k), y = random_values<T>(m);
       std::vector<T> x(static_cast<std::size_t>(k)), want = x;

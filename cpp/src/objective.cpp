@@ -79,9 +79,9 @@ void Objective<T>::select(const Batch& batch, Index first, Index count, double s
   scale_ = scale;
   for (std::size_t i = 0; i < direct_.size(); ++i) {
     const RowSource& x = batch.x[i];
-    const bool native = is_native<T>(x), together = !batch.index || plan_.lanes() == 1;
+    const bool native = is_native<T>(x), together = !batch.index || count == 1;
     direct_[i] = native && together;
-    scattered_[i] = native && !together ? plan_.bind_scattered(i) : nullptr;
+    scattered_[i] = native && !together && plan_.lanes() > 1 ? plan_.bind_scattered(i) : nullptr;
     if (direct_[i])
       plan_.bind_input(i, row_of<T>(x, batch.row(first)),
                        x.row_stride / static_cast<Index>(sizeof(T)));

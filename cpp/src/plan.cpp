@@ -8,10 +8,14 @@
 namespace gradstack {
 
 Index lanes_for(Index vector, Index batch) {
-  if (batch == 1) return 1;
+  if (batch <= kFewSamples) return 1;
   Index lanes = kLanes;
   while (lanes / 2 >= std::max({batch, vector, kFewestLanes})) lanes /= 2;
   return lanes;
+}
+
+Index capacity_for(Index vector, Index batch) {
+  return batch == 1 ? 1 : std::max(kFewSamples, lanes_for(vector, batch));
 }
 
 template <class T>
@@ -176,8 +180,8 @@ template <class T> void Plan<T>::build_linear_specs() {
     spec.make_tiles = first && stages[in].kind != Kind::Input;  // those are made from the rows
     spec.make_jet_tiles = first && variables_[in].tangent_tiles;
     // Smaller weights stay in the L1 cache from run to run.
-    spec.begins = lanes_ == 1 && spec.want_dw && !spec.mask && stages[in].kind == Kind::Input &&
-                  graph_->inputs().size() == 1 &&
+    spec.begins = options_.batch == 1 && spec.want_dw && !spec.mask &&
+                  stages[in].kind == Kind::Input && graph_->inputs().size() == 1 &&
                   spec.weight->size * static_cast<Index>(sizeof(T)) > (Index{32} << 10);
     // The sole consumer of a fused pair multiplies by h' while its tile of dZ is in cache.
     if (const int producer = fusion_.producer(*graph_, static_cast<int>(i));
@@ -281,6 +285,11 @@ template <class T> void Plan<T>::bind_input(std::size_t i, const T* rows, Index 
   bound_[i] = {rows, ld, nullptr};
   if (lanes_ > 1) return;
   Variable<T>& v = variables_[index(graph_->inputs()[i])];
+  if (count_ > 1 && ld != v.d) {  // the samples' blocks lie behind one another
+    T* copies = input_rows(i);
+    for (Index s = 0; s < count_; ++s) std::copy_n(rows + s * ld, v.d, copies + s * v.d);
+    rows = copies;
+  }
   v.value = const_cast<T*>(rows);  // only read: nothing writes an input's values
   if (v.tiles) v.tiles = v.value;
 }

@@ -3,7 +3,7 @@
 //
 // Layout: a per-sample variable with d features is stored in blocks of `lanes` samples,
 // [block][feature][lanes] (feature-major inside a block, samples contiguous); `lanes` is kLanes, a
-// half or quarter of it for small batches, or 1 for single samples (then a block is a plain
+// half or quarter of it for small batches, or 1 for a few samples (then a block is a plain
 // vector). Rows r0..r1 of a block are therefore one contiguous range, and pointwise kernels only
 // see flat ranges.
 #pragma once
@@ -115,9 +115,9 @@ template <class T> struct Kernels {
   Index vector;      // `lanes` is 1 or a multiple of it
 
   void (*gemm)(const Gemm<T>&);
-  // Single samples (lanes == 1):
-  void (*gemv)(Index m, Index k, const T* a, Index lda, const T* x, const T* bias,
-               T* y);  // y = A x + bias
+  // Single samples (lanes == 1), the first for several that share what is read of A:
+  void (*gemv)(Index samples, Index m, Index k, const T* a, Index lda, const T* x, Index ldx,
+               const T* bias, T* y, Index ldy);  // y[s][m] = A x[s][k] + bias
   void (*gemv_t)(Index m, Index k, const T* a, Index lda, const T* y, T* x,
                  bool accumulate);  // x[k] (+)= A^T y
   void (*ger)(Index m, Index k, const T* y, const T* x, T* a, Index lda,

@@ -83,6 +83,9 @@ struct PlanOptions {
 // Samples per block of a plan for `batch` samples, with kernels of `vector` lanes.
 Index lanes_for(Index vector, Index batch);
 
+// The largest batch that has one block as `batch` has, or as few single samples; kLanes or less.
+Index capacity_for(Index vector, Index batch);
+
 template <class T> class Plan {
  public:
   Plan(std::shared_ptr<const Graph> graph, const Kernels<T>& kernels, PlanOptions options);

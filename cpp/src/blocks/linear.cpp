@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "block.hpp"
-#include "cut.hpp"
+#include "dense_products.hpp"
 #include "gradstack/updater.hpp"
 
 namespace gradstack {
@@ -12,7 +12,11 @@ namespace {
 template <class T> class Linear final : public Block<T> {
  public:
   Linear(Geometry<T> geometry, const LinearSpec<T>* spec, Arena& arena)
-      : Block<T>(geometry), p_(*spec), out_(p_.weight->shape[0]), in_(p_.weight->shape[1]) {
+      : Block<T>(geometry),
+        p_(*spec),
+        out_(p_.weight->shape[0]),
+        in_(p_.weight->shape[1]),
+        dense_{geometry, out_, in_} {
     if (!p_.mask) return;
     masked_w_ = arena.allocate<T>(out_ * in_);
     mask_ = arena.allocate<T>(out_ * in_);
@@ -32,12 +36,12 @@ template <class T> class Linear final : public Block<T> {
     const T* w = weights(run);
     const T* bias = p_.bias ? run.w + p_.bias->offset : nullptr;
     const Index lanes = g.lanes();
-    const Cut cut = forward_cut(worker);
+    const Cut cut = dense_.forward_cut(worker);
     worker.for_each(cut.items(), [&](Index i) {
-      const Item item(cut, i, out_, g.blocks());
+      const Item item = dense_.item(cut, i, out_);
       if (p_.make_tiles) make_tiles(cut, item, p_.in.v->value, p_.in.v->tiles);
       if (!run.begun || !p_.begins)
-        product(item, w, p_.in.v->value, bias, p_.s->value, false);
+        dense_.forward(item, w, p_.in.v->value, bias, p_.s->value, false);
       else if (bias)
         g.k->add(item.rows, p_.s->value + item.r0, bias + item.r0, p_.s->value + item.r0);
       if (p_.fused.op < 0) return;
@@ -59,10 +63,10 @@ template <class T> class Linear final : public Block<T> {
     T* dz = p_.in.v->grad;
     if (!dz) return;
     const T* w = weights(run);
-    const Cut cut = backward_cut(worker);
+    const Cut cut = dense_.backward_cut(worker);
     worker.for_each(cut.items(), [&](Index i) {
-      const Item item(cut, i, in_, blocks);
-      pull(item, w, p_.s->grad, dz, p_.in.accumulate);
+      const Item item = dense_.item(cut, i, in_);
+      dense_.backward(item, w, p_.s->grad, dz, p_.in.accumulate);
       if (!p_.producer) return;
       for (Index b = item.block; b < item.block + item.blocks; ++b)
         apply_derivative(*p_.producer, b, item.r0, item.rows);
@@ -71,7 +75,7 @@ template <class T> class Linear final : public Block<T> {
 
   void backward_weights(const Run<T>& run, const Worker& worker) override {
     if (!p_.want_dw && !p_.want_db) return;
-    const Cut cut = weights_cut(worker);
+    const Cut cut = dense_.weights_cut(worker);
     T* dw = run.dw + p_.weight->offset;
     // A gradient that the update uses up at once need not be kept: the worker's items share the
     // place of its first one, which so stays in cache.
@@ -95,13 +99,14 @@ template <class T> class Linear final : public Block<T> {
     const T* bias = direction && p_.bias ? run.tangent_w + p_.bias->offset : nullptr;
     const Index lanes = g.lanes();
     const Variable<T>& z = *p_.in.v;
-    const Cut cut = forward_cut(worker);
+    const Cut cut = dense_.forward_cut(worker);
     worker.for_each(cut.items(), [&](Index i) {
-      const Item item(cut, i, out_, g.blocks());
-      if (z.tangent) product(item, w, z.tangent, bias, p_.s->tangent, false);
+      const Item item = dense_.item(cut, i, out_);
+      if (z.tangent) dense_.forward(item, w, z.tangent, bias, p_.s->tangent, false);
       if (direction)
-        product(item, direction, z.value, z.tangent ? nullptr : bias, p_.s->tangent, z.tangent);
-      if (p_.s->second) product(item, w, z.second, nullptr, p_.s->second, false);
+        dense_.forward(item, direction, z.value, z.tangent ? nullptr : bias, p_.s->tangent,
+                       z.tangent);
+      if (p_.s->second) dense_.forward(item, w, z.second, nullptr, p_.s->second, false);
       if (p_.make_jet_tiles) {
         make_tiles(cut, item, z.tangent, z.tangent_tiles);
         if (z.second) make_tiles(cut, item, z.second, z.second_tiles);
@@ -123,13 +128,15 @@ template <class T> class Linear final : public Block<T> {
     if (!z.grad) return;
     const T* w = weights(run);
     const T* direction = p_.mask && run.tangent_w ? masked_direction_ : parameter_direction(run);
-    const Cut cut = backward_cut(worker);
+    const Cut cut = dense_.backward_cut(worker);
     worker.for_each(cut.items(), [&](Index i) {
-      const Item item(cut, i, in_, g.blocks());
-      pull(item, w, s.grad, z.grad, p_.in.accumulate);
-      if (direction && s.grad_tangent) pull(item, direction, s.grad_tangent, z.grad, true);
-      if (z.grad_tangent) pull(item, w, s.grad_tangent, z.grad_tangent, p_.in.accumulate);
-      if (z.grad_second) pull(item, w, s.grad_second, z.grad_second, p_.in.accumulate);
+      const Item item = dense_.item(cut, i, in_);
+      dense_.backward(item, w, s.grad, z.grad, p_.in.accumulate);
+      if (direction && s.grad_tangent)
+        dense_.backward(item, direction, s.grad_tangent, z.grad, true);
+      if (z.grad_tangent)
+        dense_.backward(item, w, s.grad_tangent, z.grad_tangent, p_.in.accumulate);
+      if (z.grad_second) dense_.backward(item, w, s.grad_second, z.grad_second, p_.in.accumulate);
     });
   }
 
@@ -137,14 +144,14 @@ template <class T> class Linear final : public Block<T> {
   void backward_jet_weights(const Run<T>& run, const Worker& worker) override {
     if (!p_.want_dw && !p_.want_db) return;
     const Variable<T>&z = *p_.in.v, &s = *p_.s;
-    const Cut cut = weights_cut(worker);
+    const Cut cut = dense_.weights_cut(worker);
     worker.for_each(cut.items(), [&](Index i) {
       const Index r0 = i * cut.rows, rows = std::min(cut.rows, out_ - r0);
       if (p_.want_dw) {
         T* dw = run.dw + p_.weight->offset + r0 * in_;
-        outer_products(r0, rows, s.grad, z.tiles, dw, run.accumulate || p_.accumulate_dw);
-        if (z.tangent_tiles) outer_products(r0, rows, s.grad_tangent, z.tangent_tiles, dw, true);
-        if (z.second_tiles) outer_products(r0, rows, s.grad_second, z.second_tiles, dw, true);
+        dense_.weights(r0, rows, s.grad, z.tiles, dw, run.accumulate || p_.accumulate_dw);
+        if (z.tangent_tiles) dense_.weights(r0, rows, s.grad_tangent, z.tangent_tiles, dw, true);
+        if (z.second_tiles) dense_.weights(r0, rows, s.grad_second, z.second_tiles, dw, true);
         if (p_.mask) g.k->mul(rows * in_, dw, mask_ + r0 * in_, dw, false);
       }
       if (p_.want_db) bias_gradient(run, r0, rows);
@@ -157,7 +164,7 @@ template <class T> class Linear final : public Block<T> {
     worker.for_each(g.plan->count(), [&](Index s) {
       std::vector<T> ds(static_cast<std::size_t>(out_)), z(static_cast<std::size_t>(in_));
       for (Index j = 0; j < in_; j += kPanel)
-        std::copy_n(p_.in.v->tiles + tile_at(s, j), std::min(kPanel, in_ - j), z.data() + j);
+        std::copy_n(p_.in.v->tiles + dense_.tile_at(s, j), std::min(kPanel, in_ - j), z.data() + j);
       for (Index i = 0; i < out_; ++i)
         ds[static_cast<std::size_t>(i)] = p_.s->grad[(s / lanes * out_ + i) * lanes + s % lanes];
       T* dw = rows + s * ld + p_.weight->offset;
@@ -204,8 +211,8 @@ template <class T> class Linear final : public Block<T> {
           direction = masked.data();
         }
         T change[kTileRows * kLanes];
-        block_product(rows, direction, p_.in.v->value + block * in_ * lanes,
-                      p_.bias ? v + p_.bias->offset + r0 : nullptr, change);
+        dense_.forward_block(rows, direction, p_.in.v->value + block * in_ * lanes,
+                             p_.bias ? v + p_.bias->offset + r0 : nullptr, change);
         const T* ds = p_.s->grad + (block * out_ + r0) * lanes;
         for (Index i = 0; i < rows * lanes; ++i) sum[i % lanes] += ds[i] * change[i];
       }
@@ -216,7 +223,7 @@ template <class T> class Linear final : public Block<T> {
 
   // sum over samples of (ds z^T)^2 = (ds^2) (z^2)^T
   void per_sample_squares(const Worker& worker, T* total, bool accumulate) override {
-    const Index lanes = g.lanes(), size = tile_at(lanes, 0);  // of a block's tiles
+    const Index lanes = g.lanes(), size = dense_.tile_at(lanes, 0);  // of a block's tiles
     if (worker.leader()) squared_tiles_.resize(static_cast<std::size_t>(g.blocks() * size));
     worker.sync();
     worker.for_each(g.blocks(), [&](Index block) {
@@ -224,7 +231,7 @@ template <class T> class Linear final : public Block<T> {
       g.k->mul(size, z, z, squared_tiles_.data() + block * size, false);
     });
     worker.sync();
-    const Cut cut = weights_cut(worker);
+    const Cut cut = dense_.weights_cut(worker);
     worker.for_each(cut.items(), [&](Index i) {
       const Index r0 = i * cut.rows, rows = std::min(cut.rows, out_ - r0);
       std::vector<T> squared(static_cast<std::size_t>(g.blocks() * out_ * lanes));
@@ -233,7 +240,7 @@ template <class T> class Linear final : public Block<T> {
         g.k->mul(rows * lanes, p_.s->grad + at, p_.s->grad + at, squared.data() + at, false);
       }
       T* dw = total + p_.weight->offset + r0 * in_;
-      outer_products(r0, rows, squared.data(), squared_tiles_.data(), dw, accumulate);
+      dense_.weights(r0, rows, squared.data(), squared_tiles_.data(), dw, accumulate);
       if (p_.mask) g.k->mul(rows * in_, dw, mask_ + r0 * in_, dw, false);
       if (p_.bias)
         g.k->sum_lanes(rows, lanes, g.blocks(), out_ * lanes, squared.data() + r0 * lanes,
@@ -259,77 +266,6 @@ template <class T> class Linear final : public Block<T> {
     g.k->mul(in_, from + row * in_, mask_ + row * in_, to + row * in_, false);
   }
 
-  // Rows of a product so many that what they read of W, or write of dW, stays in the L2 cache.
-  static constexpr Index kMostRows = 192;
-  // Blocks that share what a group of rows reads of W. On the way back that is columns, which are
-  // dear to fetch: twice as many share them.
-  static constexpr Index kMostBlocks = 4;
-  Cut forward_cut(const Worker& worker) const {
-    return {out_, kMostRows, g.blocks(), kMostBlocks, worker.count};
-  }
-  Cut backward_cut(const Worker& worker) const {
-    return {in_, kMostRows, g.blocks(), 2 * kMostBlocks, worker.count};
-  }
-  Cut weights_cut(const Worker& worker) const {
-    const Index cache = g.lanes() == 1 ? 16 << 10 : 160 << 10;
-    const Index fit = cache / (in_ * static_cast<Index>(sizeof(T)));
-    return {out_, std::clamp(fit, kTileRows, kMostRows), 1, 1, worker.count};
-  }
-
-  // s = W z + bias (or s += W z) for the rows and blocks of an item.
-  void product(const Item& item, const T* w, const T* z, const T* bias, T* s,
-               bool accumulate) const {
-    const Index lanes = g.lanes();
-    w += item.r0 * in_;
-    z += item.block * in_ * lanes;
-    s += (item.block * out_ + item.r0) * lanes;
-    if (bias) bias += item.r0;
-    if (lanes == 1 && !accumulate)
-      g.k->gemv(item.rows, in_, w, in_, z, bias, s);
-    else
-      g.k->gemm({.m = item.rows,
-                 .n = lanes,
-                 .k = in_,
-                 .a = w,
-                 .a_row = in_,
-                 .a_col = 1,
-                 .b = z,
-                 .ldb = lanes,
-                 .c = s,
-                 .ldc = lanes,
-                 .blocks = item.blocks,
-                 .b_block = in_ * lanes,
-                 .c_block = out_ * lanes,
-                 .bias = bias,
-                 .accumulate = accumulate});
-  }
-
-  // The same for one block and other places.
-  void block_product(Index rows, const T* w, const T* z, const T* bias, T* s) const {
-    const Index lanes = g.lanes();
-    if (lanes == 1)
-      g.k->gemv(rows, in_, w, in_, z, bias, s);
-    else
-      g.k->gemm({.m = rows,
-                 .n = lanes,
-                 .k = in_,
-                 .a = w,
-                 .a_row = in_,
-                 .a_col = 1,
-                 .b = z,
-                 .ldb = lanes,
-                 .c = s,
-                 .ldc = lanes,
-                 .bias = bias});
-  }
-
-  // Place of feature j (a multiple of kPanel) of sample s in the tiles of the input.
-  Index tile_at(Index s, Index j) const {
-    const Index lanes = g.lanes();
-    if (lanes == 1) return s * in_ + j;
-    return (s / lanes * p_.in.v->panels() * lanes + j / kPanel * lanes + s % lanes) * kPanel;
-  }
-
   // Tiles of an item's blocks; the panels are divided among the row groups of the cut.
   void make_tiles(const Cut& cut, const Item& item, const T* z, T* tiles) const {
     const Index lanes = g.lanes(), panels = p_.in.v->panels();
@@ -338,7 +274,7 @@ template <class T> class Linear final : public Block<T> {
     for (Index b = item.block; b < item.block + item.blocks; ++b)
       for (Index j = from * kPanel; j < std::min(in_, to * kPanel); j += kPanel)
         g.k->block_to_rows(lanes, std::min(kPanel, in_ - j), lanes, z + (b * in_ + j) * lanes,
-                           tiles + tile_at(b * lanes, j), kPanel, false);
+                           tiles + dense_.tile_at(b * lanes, j), kPanel, false);
   }
 
   // ds = dz * h'(s) on rows r0.. of the output of `spec`.
@@ -352,11 +288,11 @@ template <class T> class Linear final : public Block<T> {
   // To `dw`, then into the update; or at once, with a single sample.
   void weight_gradient(const Run<T>& run, Index r0, Index rows, T* dw) const {
     const bool accumulate = run.accumulate || p_.accumulate_dw;
-    if (run.updater && g.lanes() == 1 && !accumulate &&
+    if (run.updater && dense_.single() && !accumulate &&
         run.updater->apply_outer(p_.weight_id, r0 * in_, rows, in_, p_.s->grad + r0,
                                  p_.in.v->tiles))
       return;
-    outer_products(r0, rows, p_.s->grad, p_.in.v->tiles, dw, accumulate);
+    dense_.weights(r0, rows, p_.s->grad, p_.in.v->tiles, dw, accumulate);
     if (p_.mask) g.k->mul(rows * in_, dw, mask_ + r0 * in_, dw, false);
     if (run.updater) run.updater->apply(p_.weight_id, r0 * in_, rows * in_, dw);
   }
@@ -368,81 +304,9 @@ template <class T> class Linear final : public Block<T> {
     for (Index r = 0; r < rows; r += kRows) {
       const Index n = std::min(kRows, rows - r);
       weight_gradient(run, r0 + r, n, dw + r * in_);
-      g.k->gemv(n, in_, run.w + p_.weight->offset + (r0 + r) * in_, in_, run.next_input, nullptr,
-                p_.s->value + r0 + r);
+      g.k->gemv(1, n, in_, run.w + p_.weight->offset + (r0 + r) * in_, in_, run.next_input, in_,
+                nullptr, p_.s->value + r0 + r, out_);
     }
-  }
-
-  // Rows r0.. of sum over samples of ds z^T.
-  void outer_products(Index r0, Index rows, const T* grad, const T* tiles, T* dw,
-                      bool accumulate) const {
-    const Index lanes = g.lanes(), whole = in_ / kPanel;
-    const T* ds = grad + r0 * lanes;
-    if (lanes == 1) {
-      g.k->ger(rows, in_, ds, tiles, dw, in_, accumulate);
-      return;
-    }
-    if (whole > 0) panel_products(rows, ds, kPanel, whole, tiles, dw, accumulate);
-    if (in_ > whole * kPanel)
-      panel_products(rows, ds, in_ - whole * kPanel, 1, tiles + tile_at(0, whole * kPanel),
-                     dw + whole * kPanel, accumulate);
-  }
-
-  // For `panels` panels, n features of each.
-  void panel_products(Index rows, const T* ds, Index n, Index panels, const T* tiles, T* dw,
-                      bool accumulate) const {
-    const Index lanes = g.lanes(), samples = g.plan->count();
-    const Index full = samples / lanes, rest = samples % lanes;
-    Gemm<T> product{.m = rows,
-                    .n = n,
-                    .k = lanes,
-                    .segments = full,
-                    .a = ds,
-                    .a_row = lanes,
-                    .a_col = 1,
-                    .a_seg = out_ * lanes,
-                    .b = tiles,
-                    .ldb = kPanel,
-                    .b_seg = tile_at(lanes, 0),
-                    .c = dw,
-                    .ldc = in_,
-                    .blocks = panels,
-                    .b_block = lanes * kPanel,
-                    .c_block = kPanel,
-                    .accumulate = accumulate};
-    if (full > 0) g.k->gemm(product);
-    if (rest == 0) return;
-    product.k = rest;
-    product.segments = 1;
-    product.a += full * product.a_seg;
-    product.b += full * product.b_seg;
-    product.accumulate = accumulate || full > 0;
-    g.k->gemm(product);
-  }
-
-  // z (+)= W^T s for the rows (of z) and blocks of an item.
-  void pull(const Item& item, const T* w, const T* s, T* z, bool accumulate) const {
-    const Index lanes = g.lanes();
-    w += item.r0;
-    s += item.block * out_ * lanes;
-    z += (item.block * in_ + item.r0) * lanes;
-    if (lanes == 1)
-      g.k->gemv_t(out_, item.rows, w, in_, s, z, accumulate);
-    else
-      g.k->gemm({.m = item.rows,
-                 .n = lanes,
-                 .k = out_,
-                 .a = w,
-                 .a_row = 1,
-                 .a_col = in_,
-                 .b = s,
-                 .ldb = lanes,
-                 .c = z,
-                 .ldc = lanes,
-                 .blocks = item.blocks,
-                 .b_block = out_ * lanes,
-                 .c_block = in_ * lanes,
-                 .accumulate = accumulate});
   }
 
   const T* parameter_direction(const Run<T>& run) const {
@@ -468,6 +332,7 @@ template <class T> class Linear final : public Block<T> {
 
   const LinearSpec<T>& p_;
   Index out_, in_;
+  DenseProducts<T> dense_;
   T* masked_w_ = nullptr;
   T* masked_direction_ = nullptr;
   T* mask_ = nullptr;

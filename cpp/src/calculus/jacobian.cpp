@@ -97,7 +97,7 @@ void Jacobian<T>::evaluate(const T* w, const std::vector<RowSource>& x, Index co
   if (count == 0) return;
   const Index size = sees_whole_batch(*graph_) ? count : std::min(count, kLanes);
   const Index chunks = (count + size - 1) / size;
-  const Index capacity = std::max(size, lanes_for(kernels_.vector, size));
+  const Index capacity = std::max(size, capacity_for(kernels_.vector, size));
   const double flops =
       2.0 * static_cast<double>(graph_->n_params() * count * (1 + std::min(in_, out_)));
   const int workers =

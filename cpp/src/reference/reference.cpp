@@ -32,11 +32,14 @@ template <class T> void gemm(const Gemm<T>& g) {
 }
 
 template <class T>
-void gemv(Index m, Index k, const T* a, Index lda, const T* x, const T* bias, T* y) {
-  for (Index i = 0; i < m; ++i) {
-    T sum = bias != nullptr ? bias[i] : T(0);
-    for (Index j = 0; j < k; ++j) sum += a[i * lda + j] * x[j];
-    y[i] = sum;
+void gemv(Index samples, Index m, Index k, const T* a, Index lda, const T* x, Index ldx,
+          const T* bias, T* y, Index ldy) {
+  for (Index s = 0; s < samples; ++s) {
+    for (Index i = 0; i < m; ++i) {
+      T sum = bias != nullptr ? bias[i] : T(0);
+      for (Index j = 0; j < k; ++j) sum += a[i * lda + j] * x[s * ldx + j];
+      y[s * ldy + i] = sum;
+    }
   }
 }
 
