@@ -148,11 +148,14 @@ template <class T> void add_single_sample(const Kernels<T>& kernels) {
         const std::vector<double> a2(a.begin(), a.end()), x2(x.begin(), x.end()),
             bias2(bias.begin(), bias.end());
         std::vector<double> exact(y.size());
-        gradstack::reference_kernels(double()).gemv(samples, m, k, a2.data(), k, x2.data(), k,
-                                                    bias2.data(), exact.data(), m);
+        gradstack::reference_kernels(double()).gemv_few(samples, m, k, a2.data(), k, x2.data(), k,
+                                                        bias2.data(), exact.data(), m);
         const std::vector<T> want(exact.begin(), exact.end());
         const auto run = [&] {
-          kernels.gemv(samples, m, k, a.data(), k, x.data(), k, bias.data(), y.data(), m);
+          if (samples == 1)
+            kernels.gemv(m, k, a.data(), k, x.data(), bias.data(), y.data());
+          else
+            kernels.gemv_few(samples, m, k, a.data(), k, x.data(), k, bias.data(), y.data(), m);
         };
         run();
         if (!close(y, want, 2.0 * static_cast<double>(k))) state.SkipWithError("wrong result");

@@ -3,8 +3,8 @@
 
 using namespace kernel_cases;
 
-TEST_CASE_TEMPLATE("gemv: y = A x + bias, rows and samples independent of each other", T, float,
-                   double) {
+TEST_CASE_TEMPLATE("gemv, gemv_few: y = A x + bias, rows and samples independent of each other", T,
+                   float, double) {
   for (const Index m : kSizes) {
     for (const Index k : kSizes) {
       for (const Index samples : {1, 2, 3, 4, 7}) {
@@ -19,22 +19,25 @@ TEST_CASE_TEMPLATE("gemv: y = A x + bias, rows and samples independent of each o
           const auto abs_bias = absolute(bias2);
           // What lies between the results stays as it is.
           Guarded<double> want = to_double(start), bound = absolute(want);
-          oracle().gemv(samples, m, k, a2.data(), lda, x2.data(), ldx,
-                        with_bias ? bias2.data() : nullptr, want.data(), ldy);
-          oracle().gemv(samples, m, k, absolute(a2).data(), lda, absolute(x2).data(), ldx,
-                        with_bias ? abs_bias.data() : nullptr, bound.data(), ldy);
+          oracle().gemv_few(samples, m, k, a2.data(), lda, x2.data(), ldx,
+                            with_bias ? bias2.data() : nullptr, want.data(), ldy);
+          oracle().gemv_few(samples, m, k, absolute(a2).data(), lda, absolute(x2).data(), ldx,
+                            with_bias ? abs_bias.data() : nullptr, bound.data(), ldy);
           for_each_kernels<T>([&](const Kernels<T>& kernels) {
             const T* b = with_bias ? bias.data() : nullptr;
             Guarded<T> got = start, single = start;
-            kernels.gemv(samples, m, k, a.data(), lda, x.data(), ldx, b, got.data(), ldy);
+            kernels.gemv_few(samples, m, k, a.data(), lda, x.data(), ldx, b, got.data(), ldy);
             CHECK(worst_error(got, want, bound, static_cast<double>(k + 2)) <= 1.0);
             CHECK(got.guards_intact());
             for (Index s = 0; s < samples; ++s) {
               for (Index i = 0; i < m; ++i) {
-                kernels.gemv(1, 1, k, a.data() + i * lda, lda, x.data() + s * ldx, ldx,
-                             b ? b + i : nullptr, single.data() + s * ldy + i, ldy);
+                kernels.gemv(1, k, a.data() + i * lda, lda, x.data() + s * ldx, b ? b + i : nullptr,
+                             single.data() + s * ldy + i);
               }
             }
+            CHECK(single.same_bits(got));
+            for (Index s = 0; s < samples; ++s)
+              kernels.gemv(m, k, a.data(), lda, x.data() + s * ldx, b, single.data() + s * ldy);
             CHECK(single.same_bits(got));
           });
         }
@@ -225,7 +228,7 @@ TEST_CASE_TEMPLATE("nan and inf reach exactly the elements they belong to", T, f
   const Guarded<T> x(21, T(1)), y(13, T(1));
   for_each_kernels<T>([&](const Kernels<T>& kernels) {
     Guarded<T> ax(13), aty(21);
-    kernels.gemv(1, 13, 21, a.data(), 21, x.data(), 21, nullptr, ax.data(), 13);
+    kernels.gemv(13, 21, a.data(), 21, x.data(), nullptr, ax.data());
     kernels.gemv_t(13, 21, a.data(), 21, y.data(), aty.data(), false);
     int wrong = 0;
     for (Index i = 0; i < 13; ++i) {

@@ -115,9 +115,12 @@ template <class T> struct Kernels {
   Index vector;      // `lanes` is 1 or a multiple of it
 
   void (*gemm)(const Gemm<T>&);
-  // Single samples (lanes == 1), the first for several that share what is read of A:
-  void (*gemv)(Index samples, Index m, Index k, const T* a, Index lda, const T* x, Index ldx,
-               const T* bias, T* y, Index ldy);  // y[s][m] = A x[s][k] + bias
+  // Single samples (lanes == 1):
+  void (*gemv)(Index m, Index k, const T* a, Index lda, const T* x, const T* bias,
+               T* y);  // y = A x + bias
+  // The same for several that share what is read of A, y[s][m] from x[s][k].
+  void (*gemv_few)(Index samples, Index m, Index k, const T* a, Index lda, const T* x, Index ldx,
+                   const T* bias, T* y, Index ldy);
   void (*gemv_t)(Index m, Index k, const T* a, Index lda, const T* y, T* x,
                  bool accumulate);  // x[k] (+)= A^T y
   void (*ger)(Index m, Index k, const T* y, const T* x, T* a, Index lda,

@@ -10,6 +10,8 @@ namespace gradstack {
 template <class T> struct DenseProducts {
   Geometry<T> g;
   Index out, in;
+  // Single samples are not divided among workers: they share what is read of W.
+  bool apart = g.lanes() == 1;
 
   // Rows of a product so many that what they read of W, or write of dW, stays in the L2 cache.
   static constexpr Index kMostRows = 192;
@@ -17,22 +19,20 @@ template <class T> struct DenseProducts {
   // dear to fetch: twice as many share them.
   static constexpr Index kMostBlocks = 4;
 
-  // Single samples are not divided among workers: they share what is read of W.
-  bool apart() const { return g.lanes() == 1; }
-  bool single() const { return apart() && g.blocks() == 1; }
+  bool single() const { return apart && g.blocks() == 1; }
   Cut forward_cut(const Worker& worker) const {
-    return {out, kMostRows, apart() ? 1 : g.blocks(), kMostBlocks, worker.count};
+    return {out, kMostRows, apart ? 1 : g.blocks(), kMostBlocks, worker.count};
   }
   Cut backward_cut(const Worker& worker) const {
-    return {in, kMostRows, apart() ? 1 : g.blocks(), 2 * kMostBlocks, worker.count};
+    return {in, kMostRows, apart ? 1 : g.blocks(), 2 * kMostBlocks, worker.count};
   }
   Item item(const Cut& cut, Index i, Index rows) const {
-    Item item(cut, i, rows, g.blocks());
-    if (apart()) item.blocks = g.blocks();
+    Item item(cut, i, rows, apart ? 1 : g.blocks());
+    if (apart) item.blocks = g.blocks();
     return item;
   }
   Cut weights_cut(const Worker& worker) const {
-    const Index cache = apart() ? 16 << 10 : 160 << 10;
+    const Index cache = apart ? 16 << 10 : 160 << 10;
     const Index fit = cache / (in * static_cast<Index>(sizeof(T)));
     return {out, std::clamp(fit, kTileRows, kMostRows), 1, 1, worker.count};
   }
@@ -41,35 +41,18 @@ template <class T> struct DenseProducts {
   void forward(const Item& item, const T* w, const T* z, const T* bias, T* s,
                bool accumulate) const {
     const Index lanes = g.lanes();
-    w += item.r0 * in;
-    z += item.block * in * lanes;
-    s += (item.block * out + item.r0) * lanes;
-    if (bias) bias += item.r0;
-    if (lanes == 1 && !accumulate)
-      g.k->gemv(item.blocks, item.rows, in, w, in, z, in, bias, s, out);
-    else
-      g.k->gemm({.m = item.rows,
-                 .n = lanes,
-                 .k = in,
-                 .a = w,
-                 .a_row = in,
-                 .a_col = 1,
-                 .b = z,
-                 .ldb = lanes,
-                 .c = s,
-                 .ldc = lanes,
-                 .blocks = item.blocks,
-                 .b_block = in * lanes,
-                 .c_block = out * lanes,
-                 .bias = bias,
-                 .accumulate = accumulate});
+    forward(item.rows, item.blocks, w + item.r0 * in, z + item.block * in * lanes,
+            bias ? bias + item.r0 : nullptr, s + (item.block * out + item.r0) * lanes, accumulate);
   }
 
-  // The same for one block and other places.
-  void forward_block(Index rows, const T* w, const T* z, const T* bias, T* s) const {
+  // The same for the first rows and blocks. (A call would be felt with a single sample.)
+  GS_INLINE void forward(Index rows, Index blocks, const T* w, const T* z, const T* bias, T* s,
+                         bool accumulate) const {
     const Index lanes = g.lanes();
-    if (lanes == 1)
-      g.k->gemv(1, rows, in, w, in, z, in, bias, s, out);
+    if (apart && !accumulate && blocks == 1)
+      g.k->gemv(rows, in, w, in, z, bias, s);
+    else if (apart && !accumulate)
+      g.k->gemv_few(blocks, rows, in, w, in, z, in, bias, s, out);
     else
       g.k->gemm({.m = rows,
                  .n = lanes,
@@ -81,13 +64,17 @@ template <class T> struct DenseProducts {
                  .ldb = lanes,
                  .c = s,
                  .ldc = lanes,
-                 .bias = bias});
+                 .blocks = blocks,
+                 .b_block = in * lanes,
+                 .c_block = out * lanes,
+                 .bias = bias,
+                 .accumulate = accumulate});
   }
 
   // Place of feature j (a multiple of kPanel) of sample s in the tiles of the input.
   Index tile_at(Index s, Index j) const {
     const Index lanes = g.lanes();
-    if (lanes == 1) return s * in + j;
+    if (apart) return s * in + j;
     return (s / lanes * panels() * lanes + j / kPanel * lanes + s % lanes) * kPanel;
   }
 
@@ -96,7 +83,7 @@ template <class T> struct DenseProducts {
     const Index lanes = g.lanes(), whole = in / kPanel;
     const T* ds = grad + r0 * lanes;
     if (single()) return g.k->ger(rows, in, ds, tiles, dw, in, accumulate);
-    if (lanes == 1)
+    if (apart)
       return g.k->gemm({.m = rows,
                         .n = in,
                         .k = g.blocks(),
@@ -122,7 +109,7 @@ template <class T> struct DenseProducts {
     z += (item.block * in + item.r0) * lanes;
     if (single())
       g.k->gemv_t(out, item.rows, w, in, s, z, accumulate);
-    else if (lanes == 1)
+    else if (apart)
       g.k->gemm({.m = item.blocks,
                  .n = item.rows,
                  .k = out,

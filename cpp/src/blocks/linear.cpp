@@ -211,8 +211,8 @@ template <class T> class Linear final : public Block<T> {
           direction = masked.data();
         }
         T change[kTileRows * kLanes];
-        dense_.forward_block(rows, direction, p_.in.v->value + block * in_ * lanes,
-                             p_.bias ? v + p_.bias->offset + r0 : nullptr, change);
+        dense_.forward(rows, 1, direction, p_.in.v->value + block * in_ * lanes,
+                       p_.bias ? v + p_.bias->offset + r0 : nullptr, change, false);
         const T* ds = p_.s->grad + (block * out_ + r0) * lanes;
         for (Index i = 0; i < rows * lanes; ++i) sum[i % lanes] += ds[i] * change[i];
       }
@@ -304,8 +304,8 @@ template <class T> class Linear final : public Block<T> {
     for (Index r = 0; r < rows; r += kRows) {
       const Index n = std::min(kRows, rows - r);
       weight_gradient(run, r0 + r, n, dw + r * in_);
-      g.k->gemv(1, n, in_, run.w + p_.weight->offset + (r0 + r) * in_, in_, run.next_input, in_,
-                nullptr, p_.s->value + r0 + r, out_);
+      g.k->gemv(n, in_, run.w + p_.weight->offset + (r0 + r) * in_, in_, run.next_input, nullptr,
+                p_.s->value + r0 + r);
     }
   }
 

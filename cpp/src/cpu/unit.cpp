@@ -22,6 +22,7 @@ inline constexpr Kernels<T> kTable = {
     .vector = Vec<T>::size,
     .gemm = gemm<T>,
     .gemv = gemv<T>,
+    .gemv_few = gemv_few<T>,
     .gemv_t = gemv_t<T>,
     .ger = ger<T>,
     .sparse_rows = sparse_rows<T>,

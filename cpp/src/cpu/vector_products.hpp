@@ -91,10 +91,14 @@ GS_INLINE void gemv_rows(Index k, const T* a, Index lda, const T* x, Index ldx, 
   using V = Vec<T>;
   constexpr int kSize = static_cast<int>(V::size);
   constexpr int kStep = rows_at_once(kRows, kSamples);
-  V sums[kSamples][whole_vectors<T>(kRows)];
+  constexpr int kSums = whole_vectors<T>(kRows);
+  V sums[kSamples][kSums];
+  if constexpr (kSums > kRows) {
 #pragma GCC unroll 4
-  for (int s = 0; s < kSamples; ++s) {
-    for (int r = kRows; r < whole_vectors<T>(kRows); ++r) sums[s][r] = V(T(0));
+    for (int s = 0; s < kSamples; ++s) {
+#pragma GCC unroll 16
+      for (int r = kRows; r < kSums; ++r) sums[s][r] = V(T(0));
+    }
   }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; r += kStep)
@@ -139,8 +143,8 @@ void gemv_groups(Index m, Index k, const T* a, Index lda, const T* x, Index ldx,
 }
 
 template <int kSamples, class T>
-void gemv_few(Index m, Index k, const T* a, Index lda, const T* x, Index ldx, const T* bias, T* y,
-              Index ldy) {
+void gemv_samples(Index m, Index k, const T* a, Index lda, const T* x, Index ldx, const T* bias,
+                  T* y, Index ldy) {
   if (k > Vec<T>::size)
     gemv_groups<kSamples, RowLength::kLong>(m, k, a, lda, x, ldx, bias, y, ldy);
   else if (k == Vec<T>::size)
@@ -150,13 +154,18 @@ void gemv_few(Index m, Index k, const T* a, Index lda, const T* x, Index ldx, co
 }
 
 template <class T>
-void gemv(Index samples, Index m, Index k, const T* a, Index lda, const T* x, Index ldx,
-          const T* bias, T* y, Index ldy) {
+void gemv(Index m, Index k, const T* a, Index lda, const T* x, const T* bias, T* y) {
+  gemv_samples<1>(m, k, a, lda, x, 0, bias, y, 0);
+}
+
+template <class T>
+void gemv_few(Index samples, Index m, Index k, const T* a, Index lda, const T* x, Index ldx,
+              const T* bias, T* y, Index ldy) {
   for (; samples >= kFew; samples -= kFew, x += kFew * ldx, y += kFew * ldy)
-    gemv_few<kFew>(m, k, a, lda, x, ldx, bias, y, ldy);
-  if (samples == 1) return gemv_few<1>(m, k, a, lda, x, ldx, bias, y, ldy);
-  if (samples == 2) return gemv_few<2>(m, k, a, lda, x, ldx, bias, y, ldy);
-  if (samples == 3) return gemv_few<3>(m, k, a, lda, x, ldx, bias, y, ldy);
+    gemv_samples<kFew>(m, k, a, lda, x, ldx, bias, y, ldy);
+  if (samples == 1) return gemv_samples<1>(m, k, a, lda, x, ldx, bias, y, ldy);
+  if (samples == 2) return gemv_samples<2>(m, k, a, lda, x, ldx, bias, y, ldy);
+  if (samples == 3) return gemv_samples<3>(m, k, a, lda, x, ldx, bias, y, ldy);
 }
 
 // x += y[0] A[0] + ... in the order of the rows; x starts at 0 when `zero`.

@@ -32,15 +32,18 @@ template <class T> void gemm(const Gemm<T>& g) {
 }
 
 template <class T>
-void gemv(Index samples, Index m, Index k, const T* a, Index lda, const T* x, Index ldx,
-          const T* bias, T* y, Index ldy) {
-  for (Index s = 0; s < samples; ++s) {
-    for (Index i = 0; i < m; ++i) {
-      T sum = bias != nullptr ? bias[i] : T(0);
-      for (Index j = 0; j < k; ++j) sum += a[i * lda + j] * x[s * ldx + j];
-      y[s * ldy + i] = sum;
-    }
+void gemv(Index m, Index k, const T* a, Index lda, const T* x, const T* bias, T* y) {
+  for (Index i = 0; i < m; ++i) {
+    T sum = bias != nullptr ? bias[i] : T(0);
+    for (Index j = 0; j < k; ++j) sum += a[i * lda + j] * x[j];
+    y[i] = sum;
   }
+}
+
+template <class T>
+void gemv_few(Index samples, Index m, Index k, const T* a, Index lda, const T* x, Index ldx,
+              const T* bias, T* y, Index ldy) {
+  for (Index s = 0; s < samples; ++s) gemv(m, k, a, lda, x + s * ldx, bias, y + s * ldy);
 }
 
 template <class T>
@@ -258,6 +261,7 @@ constexpr Kernels<T> kTable = {
     .vector = 1,
     .gemm = gemm<T>,
     .gemv = gemv<T>,
+    .gemv_few = gemv_few<T>,
     .gemv_t = gemv_t<T>,
     .ger = ger<T>,
     .sparse_rows = sparse_rows<T>,
