@@ -45,9 +45,9 @@ SCENARIOS = {
     "wide": Scenario((256, 300, 280, 10), 300, 128, 2),
     "wide, momentum, digits": Scenario((784, 256, 128, 10), 400, 128, 1),
     "wide, one sample": Scenario((300, 257, 10), 20, 1, 1),
-    "wide, three samples": Scenario((300, 600, 10), 20, 3, 1),
+    "wide, three samples": Scenario((300, 600, 10), 19, 3, 1),
     "wide, four samples, adam": Scenario(
-        (300, 600, 10), 22, 4, 1, optimizer=lambda: optim.Adam(lr=0.01)
+        (300, 600, 10), 21, 4, 1, optimizer=lambda: optim.Adam(lr=0.01)
     ),
     "narrow, large batch": Scenario((16, 64, 64, 3), 6000, 2048, 2),
     "narrow, whole set": Scenario((16, 33, 3), 3001, None, 3),

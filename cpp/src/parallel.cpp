@@ -46,17 +46,19 @@ constexpr int kMostThreads = 64;      // of those asked for, where there are few
 }  // namespace
 
 // The processors that the members of a team run on. A system may wake them all on one and leave
-// them there for milliseconds, which is longer than many a call takes.
+// them there for milliseconds, which is longer than many a call takes. Where members were when they
+// last looked is a guess at where they are; a wrong one is mended when the next of them waits long.
 class Places {
  public:
   Places() {
     for (auto& at : at_) at.store(kUnknown, std::memory_order_relaxed);
   }
 
-  // Moves the calling member to a processor that no other has, if there is one.
+  // Moves the calling member to a processor that no other has, if there is one; but not the leader,
+  // whose thread is the caller's.
   void part(int id) {
     const int here = sched_getcpu();
-    if (here < 0 || id >= kMostThreads || settle(id, here)) return;
+    if (here < 0 || id >= kMostParted || settle(id, here) || id == 0) return;
     cpu_set_t allowed, next;
     if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
     for (int i = 1; i < CPU_SETSIZE; ++i) {
@@ -65,8 +67,8 @@ class Places {
       CPU_ZERO(&next);
       CPU_SET(there, &next);
       // The first call moves the thread at once, the second lets the system move it again.
-      if (sched_setaffinity(0, sizeof next, &next) == 0)
-        sched_setaffinity(0, sizeof allowed, &allowed);
+      if (sched_setaffinity(0, sizeof next, &next) != 0) break;
+      sched_setaffinity(0, sizeof allowed, &allowed);
       return;
     }
     at_[id].store(here, std::memory_order_relaxed);
@@ -74,26 +76,29 @@ class Places {
 
  private:
   static constexpr int kUnknown = -1;
+  static constexpr int kMostParted = 64;  // members beyond them stay where the system puts them
   // Whether the member is alone there.
   bool settle(int id, int processor) {
     at_[id].store(processor, std::memory_order_relaxed);
-    for (int other = 0; other < kMostThreads; ++other) {
+    for (int other = 0; other < kMostParted; ++other) {
       if (other != id && at_[other].load(std::memory_order_relaxed) == processor) return false;
     }
     return true;
   }
 
-  std::atomic<int> at_[kMostThreads];
+  std::atomic<int> at_[kMostParted];
 };
 
 // Meets at a spin barrier: bounded spinning, then yielding, so that more threads than processors
 // still progress.
 class Team {
  public:
+  Team() { places_.part(0); }
+
   // Comes first in every member.
   void join(int id) {
     joined_.fetch_add(1, std::memory_order_relaxed);
-    places_.part(id);
+    if (id > 0) places_.part(id);
   }
 
   void meet(int id, int count) {

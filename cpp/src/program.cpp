@@ -170,8 +170,8 @@ void Program<T>::run(const T* w, Bind&& bind, Index count, T* const* outs, CallO
   const Index chunk = whole_batch_ ? count : std::min(count, kPredictChunk);
   const Index chunks = (count + chunk - 1) / chunk;
   // Plans of one capacity serve every batch size with blocks of the same size.
-  const Index block = capacity_for(kernels_.vector, count);
-  const Index capacity = whole_batch_ ? count : block < kLanes ? block : kPredictChunk;
+  const Index like = capacity_for(kernels_.vector, count);
+  const Index capacity = whole_batch_ ? count : like < kLanes ? like : kPredictChunk;
   const int workers =
       count == 1
           ? 1

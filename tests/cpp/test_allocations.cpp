@@ -64,7 +64,7 @@ TEST_CASE("the counter counts") {
 
 TEST_CASE_TEMPLATE("forward and backward allocate nothing", T, float, double) {
   for (unsigned seed = 400; seed < 410; ++seed)
-    for (const Index count : {1, 70})
+    for (const Index count : {1, 3, 70})
       for (const int workers : {1, 3}) {
         const auto graph = RandomGraph(seed).build();
         const std::vector<T> w = cast<T>(random_parameters(*graph, 1));

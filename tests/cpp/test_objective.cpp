@@ -162,7 +162,7 @@ TEST_CASE("loss and gradient under every schedule") {
 
 TEST_CASE("loss and gradient of batches of every size") {
   const auto graph = narrow_tiles().graph;
-  for (const Index count : {1, 2, 31, 32, 33, 63, 64, 65, 130, 1025}) {
+  for (const Index count : {1, 2, 3, 4, 31, 32, 33, 63, 64, 65, 130, 1025}) {
     const Point point(graph, count);
     check_recipe(kRecipes[1], point);
     check_recipe(kRecipes[5], point);

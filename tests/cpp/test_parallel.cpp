@@ -124,7 +124,7 @@ TEST_CASE("members that share a processor part, and may run anywhere afterwards"
       sched_setaffinity(0, sizeof one, &one);
       sched_setaffinity(0, sizeof before, &before);
     });
-    int at[kWorkers];
+    int at[kWorkers] = {};
     cpu_set_t allowed[kWorkers];
     gradstack::run_team(kWorkers, [&](const Worker& worker) {
       at[worker.id] = sched_getcpu();

@@ -143,7 +143,7 @@ template <class T> void check(const Problem& p) {
   }
 }
 
-const Index kBatches[] = {1, 2, 31, 32, 33, 64, 100, 130};
+const Index kBatches[] = {1, 2, 3, 4, 31, 32, 33, 64, 100, 130};
 
 }  // namespace
 
@@ -178,7 +178,7 @@ TEST_CASE("the oracle's derivatives are those of its values") {
 TEST_CASE("random block diagrams") {
   for (unsigned seed = 1; seed <= 32; ++seed) {
     CAPTURE(seed);
-    const Index count = kBatches[seed % 8];
+    const Index count = kBatches[seed % std::size(kBatches)];
     CAPTURE(count);
     const Problem problem(RandomGraph(seed).build(), count, seed);
     check<float>(problem);

@@ -115,10 +115,11 @@ template <class T> struct Kernels {
   Index vector;      // `lanes` is 1 or a multiple of it
 
   void (*gemm)(const Gemm<T>&);
-  // Single samples (lanes == 1):
+  // One sample, in a block of one lane:
   void (*gemv)(Index m, Index k, const T* a, Index lda, const T* x, const T* bias,
                T* y);  // y = A x + bias
-  // The same for several that share what is read of A, y[s][m] from x[s][k].
+  // The same for several (as many as kFewSamples at best), which share what is read of A: y[s][m]
+  // from x[s][k].
   void (*gemv_few)(Index samples, Index m, Index k, const T* a, Index lda, const T* x, Index ldx,
                    const T* bias, T* y, Index ldy);
   void (*gemv_t)(Index m, Index k, const T* a, Index lda, const T* y, T* x,

@@ -30,7 +30,8 @@ using Index = std::ptrdiff_t;
 inline constexpr Index kLanes = 32;
 // Batches too small to fill such a block get one of half or a quarter of it.
 inline constexpr Index kFewestLanes = 8;
-// Those that would fill less than half of the smallest get a block for every sample, of one lane.
+// Those that would fill no more than half of the smallest get a block for every sample, of one
+// lane.
 inline constexpr Index kFewSamples = 4;
 
 // Features per tile where samples are rows, see Variable::tiles.

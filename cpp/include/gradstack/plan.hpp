@@ -50,7 +50,7 @@ template <class T> struct Variable {
   T* grad_tangent = nullptr;
   T* grad_second = nullptr;
   // The same with samples as rows, in tiles of kPanel features: [block][panel][lanes][kPanel]. The
-  // second operand of dW; null where no block asks for it. A single sample is its own tile.
+  // second operand of dW; null where no block asks for it. With one lane the values serve as tiles.
   T* tiles = nullptr;
   T* tangent_tiles = nullptr;
   T* second_tiles = nullptr;
@@ -83,7 +83,8 @@ struct PlanOptions {
 // Samples per block of a plan for `batch` samples, with kernels of `vector` lanes.
 Index lanes_for(Index vector, Index batch);
 
-// The largest batch that has one block as `batch` has, or as few single samples; kLanes or less.
+// How large a plan to make so that it serves all batches with blocks like those of `batch`; kLanes:
+// as large as one likes.
 Index capacity_for(Index vector, Index batch);
 
 template <class T> class Plan {
@@ -100,7 +101,8 @@ template <class T> class Plan {
   Index lanes() const { return lanes_; }
   Index block_samples(Index block) const;  // samples in a block: lanes except in the last one
 
-  // Input i of the next run is rows of `ld` values; they stay valid until the run has ended.
+  // Input i of the next run is rows of `ld` values; they stay valid until the run has ended. Comes
+  // after set_count. (A few rows that do not lie behind one another are copied now.)
   void bind_input(std::size_t i, const T* rows, Index ld);
   // The same for rows that lie apart; more than one lane. The caller writes where each one is to
   // what is returned.

@@ -10,8 +10,8 @@ namespace gradstack {
 template <class T> struct DenseProducts {
   Geometry<T> g;
   Index out, in;
-  // Single samples are not divided among workers: they share what is read of W.
-  bool apart = g.lanes() == 1;
+  // A few samples, a block each. They are not divided among workers: they share what is read of W.
+  bool one_lane = g.lanes() == 1;
 
   // Rows of a product so many that what they read of W, or write of dW, stays in the L2 cache.
   static constexpr Index kMostRows = 192;
@@ -19,20 +19,20 @@ template <class T> struct DenseProducts {
   // dear to fetch: twice as many share them.
   static constexpr Index kMostBlocks = 4;
 
-  bool single() const { return apart && g.blocks() == 1; }
+  bool one_sample() const { return one_lane && g.blocks() == 1; }
   Cut forward_cut(const Worker& worker) const {
-    return {out, kMostRows, apart ? 1 : g.blocks(), kMostBlocks, worker.count};
+    return {out, kMostRows, one_lane ? 1 : g.blocks(), kMostBlocks, worker.count};
   }
   Cut backward_cut(const Worker& worker) const {
-    return {in, kMostRows, apart ? 1 : g.blocks(), 2 * kMostBlocks, worker.count};
+    return {in, kMostRows, one_lane ? 1 : g.blocks(), 2 * kMostBlocks, worker.count};
   }
   Item item(const Cut& cut, Index i, Index rows) const {
-    Item item(cut, i, rows, apart ? 1 : g.blocks());
-    if (apart) item.blocks = g.blocks();
+    Item item(cut, i, rows, one_lane ? 1 : g.blocks());
+    if (one_lane) item.blocks = g.blocks();
     return item;
   }
   Cut weights_cut(const Worker& worker) const {
-    const Index cache = apart ? 16 << 10 : 160 << 10;
+    const Index cache = one_lane ? 16 << 10 : 160 << 10;
     const Index fit = cache / (in * static_cast<Index>(sizeof(T)));
     return {out, std::clamp(fit, kTileRows, kMostRows), 1, 1, worker.count};
   }
@@ -49,9 +49,9 @@ template <class T> struct DenseProducts {
   GS_INLINE void forward(Index rows, Index blocks, const T* w, const T* z, const T* bias, T* s,
                          bool accumulate) const {
     const Index lanes = g.lanes();
-    if (apart && !accumulate && blocks == 1)
+    if (one_lane && !accumulate && blocks == 1)
       g.k->gemv(rows, in, w, in, z, bias, s);
-    else if (apart && !accumulate)
+    else if (one_lane && !accumulate)
       g.k->gemv_few(blocks, rows, in, w, in, z, in, bias, s, out);
     else
       g.k->gemm({.m = rows,
@@ -74,7 +74,7 @@ template <class T> struct DenseProducts {
   // Place of feature j (a multiple of kPanel) of sample s in the tiles of the input.
   Index tile_at(Index s, Index j) const {
     const Index lanes = g.lanes();
-    if (apart) return s * in + j;
+    if (one_lane) return s * in + j;
     return (s / lanes * panels() * lanes + j / kPanel * lanes + s % lanes) * kPanel;
   }
 
@@ -82,8 +82,8 @@ template <class T> struct DenseProducts {
   void weights(Index r0, Index rows, const T* grad, const T* tiles, T* dw, bool accumulate) const {
     const Index lanes = g.lanes(), whole = in / kPanel;
     const T* ds = grad + r0 * lanes;
-    if (single()) return g.k->ger(rows, in, ds, tiles, dw, in, accumulate);
-    if (apart)
+    if (one_sample()) return g.k->ger(rows, in, ds, tiles, dw, in, accumulate);
+    if (one_lane)
       return g.k->gemm({.m = rows,
                         .n = in,
                         .k = g.blocks(),
@@ -107,9 +107,9 @@ template <class T> struct DenseProducts {
     w += item.r0;
     s += item.block * out * lanes;
     z += (item.block * in + item.r0) * lanes;
-    if (single())
+    if (one_sample())
       g.k->gemv_t(out, item.rows, w, in, s, z, accumulate);
-    else if (apart)
+    else if (one_lane)
       g.k->gemm({.m = item.blocks,
                  .n = item.rows,
                  .k = out,

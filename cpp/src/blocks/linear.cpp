@@ -288,7 +288,7 @@ template <class T> class Linear final : public Block<T> {
   // To `dw`, then into the update; or at once, with a single sample.
   void weight_gradient(const Run<T>& run, Index r0, Index rows, T* dw) const {
     const bool accumulate = run.accumulate || p_.accumulate_dw;
-    if (run.updater && dense_.single() && !accumulate &&
+    if (run.updater && dense_.one_sample() && !accumulate &&
         run.updater->apply_outer(p_.weight_id, r0 * in_, rows, in_, p_.s->grad + r0,
                                  p_.in.v->tiles))
       return;

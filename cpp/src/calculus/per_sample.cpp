@@ -23,8 +23,8 @@ template <class T> Objective<T>& PerSample<T>::objective(Index count) {
   const bool whole =
       !cost_->by_block() || std::any_of(graph_->stages().begin(), graph_->stages().end(),
                                         [](const Stage& s) { return s.kind == Kind::Opaque; });
-  const Index block = capacity_for(kernels_.vector, count);
-  const Index capacity = whole ? count : block < kLanes ? block : kPerSampleChunk;
+  const Index like = capacity_for(kernels_.vector, count);
+  const Index capacity = whole ? count : like < kLanes ? like : kPerSampleChunk;
   if (!objective_ || objective_->plan().options().batch != capacity) {
     PlanOptions options;
     options.batch = capacity;

@@ -13,7 +13,7 @@ inline namespace GRADSTACK_UNIT {
 enum class RowLength { kPart, kVector, kLong };
 
 // How many samples share what a product reads of A.
-inline constexpr int kFew = 4;
+inline constexpr int kFew = static_cast<int>(kFewSamples);
 
 // Rows at a time of so many samples: sums in registers, enough of them to hide their latency.
 constexpr int rows_at_once(int rows, int samples) {
